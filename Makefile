@@ -1,0 +1,44 @@
+# Every target works on its own, from a fresh clone. PYTHON names the interpreter of the environment (3.11 or later).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+MPI_RANKS ?= 1 2 3
+
+.PHONY: help env demo test check unit mpi clean
+
+help:  ## show the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
+
+env: $(STAMP)  ## virtual environment in .venv with everything that demo and tests need
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "disttrain needs Python 3.11 or later; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mpi,dev]'
+	@touch $@
+
+demo: env  ## train a digit classifier on 2 MPI workers, then on one, and compare
+	$(BIN)/disttrain run -n 2 examples/digits.py --compare
+
+check: env  ## formatting, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: env  ## tests that need one process
+	$(BIN)/python -m pytest
+
+mpi: env  ## tests among MPI ranks, once for each number in MPI_RANKS
+	@set -e; for n in $(MPI_RANKS); do \
+		echo "== $$n MPI rank(s)"; \
+		$(BIN)/mpiexec -n $$n $(BIN)/python -m pytest --with-mpi --only-mpi tests/mpi; \
+	done
+
+test: check unit mpi  ## everything: checks, tests, tests on 1, 2 and 3 MPI ranks
+
+clean:  ## remove the environment and all caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

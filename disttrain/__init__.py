@@ -1,0 +1,1 @@
+"""disttrain: data-parallel training with the same result on any number of workers."""

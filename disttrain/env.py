@@ -1,0 +1,93 @@
+"""The rank's place in the job: the only reader of environment variables of launchers and schedulers."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+TRANSPORT = "DISTTRAIN_TRANSPORT"
+JOB_DIR = "DISTTRAIN_JOB_DIR"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a process stands in its job, as its launcher says.
+
+    Attributes:
+        launcher: who started the process, in words, with the variable that says so; empty when
+            no launcher did.
+        rank: from 0 to ``world_size - 1``.
+        world_size: number of processes in the job.
+        local_rank: rank among the processes on this host.
+        local_size: number of the job's processes on this host.
+    """
+
+    launcher: str
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scheduler:
+    """The names under which a launcher tells a process its place."""
+
+    name: str
+    rank: str
+    world_size: str
+    local_rank: str
+    local_size: str
+
+
+# MPICH's mpiexec, and those derived from it, speak PMI. Under Slurm, only a process that srun started
+# has SLURM_STEP_NUM_TASKS: a batch script has SLURM_NTASKS, and is alone nevertheless.
+_SCHEDULERS = (
+    _Scheduler(
+        name="Open MPI's mpirun",
+        rank="OMPI_COMM_WORLD_RANK",
+        world_size="OMPI_COMM_WORLD_SIZE",
+        local_rank="OMPI_COMM_WORLD_LOCAL_RANK",
+        local_size="OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    _Scheduler(
+        name="MPICH's mpiexec",
+        rank="PMI_RANK",
+        world_size="PMI_SIZE",
+        local_rank="MPI_LOCALRANKID",
+        local_size="MPI_LOCALNRANKS",
+    ),
+    _Scheduler(
+        name="Slurm's srun",
+        rank="SLURM_PROCID",
+        world_size="SLURM_STEP_NUM_TASKS",
+        local_rank="SLURM_LOCALID",
+        local_size="SLURM_STEP_TASKS_PER_NODE",
+    ),
+)
+
+
+def place(environ: Mapping[str, str] = os.environ) -> Place:
+    """Return this process's place in its job: rank 0 of 1 when no launcher started it."""
+    for scheduler in _SCHEDULERS:
+        size = environ.get(scheduler.world_size, "")
+        if not size.isdigit():
+            continue
+        return Place(
+            launcher=f"{scheduler.name} ({scheduler.world_size}={size})",
+            rank=_number(environ.get(scheduler.rank), 0),
+            world_size=int(size),
+            local_rank=_number(environ.get(scheduler.local_rank), 0),
+            local_size=_number(environ.get(scheduler.local_size), 1),
+        )
+    return Place(launcher="", rank=0, world_size=1, local_rank=0, local_size=1)
+
+
+def transport(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the transport that the job asks for: ``DISTTRAIN_TRANSPORT``, else by the launcher."""
+    return environ.get(TRANSPORT) or ("mpi" if place(environ).world_size > 1 else "local")
+
+
+def _number(text: str | None, default: int) -> int:
+    """Return the leading number of `text`: Slurm writes ``2(x3)`` for two tasks on each of three nodes."""
+    digits = (text or "").partition("(")[0].partition(",")[0]
+    return int(digits) if digits.isdigit() else default

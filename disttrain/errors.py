@@ -1,0 +1,70 @@
+"""The exception tree: every error that disttrain raises on purpose.
+
+A message says what happened, what was expected and how to mend it. Code that does not know its rank
+does not ask for it: the worker adds rank, host and step once, as a note.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DisttrainError(Exception):
+    """Base of all errors raised by disttrain."""
+
+
+class ConfigError(DisttrainError, ValueError):
+    """An argument is not one that was expected: an unknown optimizer, a negative size."""
+
+
+class ShapeError(DisttrainError, ValueError):
+    """An array has another shape or dtype than its place asks for."""
+
+
+class AutodiffError(DisttrainError, RuntimeError):
+    """A gradient cannot be computed: a graph that was freed, an output that is not a scalar."""
+
+
+class GradientMismatchError(AutodiffError, AssertionError):
+    """A gradient differs from finite differences."""
+
+
+class DataError(DisttrainError, ValueError):
+    """The data cannot be trained on: labels outside the classes, lengths that differ."""
+
+
+class DatasetMissingError(DisttrainError, FileNotFoundError):
+    """A known data set is not on this machine; the message names the command that brings it."""
+
+
+class NonFiniteError(DisttrainError, ArithmeticError):
+    """A loss became NaN or infinite; the message names step and ranks."""
+
+
+class CommError(DisttrainError, RuntimeError):
+    """Communication among ranks failed, or they disagree."""
+
+
+class LaunchError(DisttrainError, RuntimeError):
+    """A job cannot be started, or this process is not where its launcher believes it to be."""
+
+
+class CheckpointError(DisttrainError, RuntimeError):
+    """A checkpoint cannot be written or read."""
+
+
+class CheckpointDamagedError(CheckpointError):
+    """A checkpoint's files are not what its manifest says they are."""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> ConfigError:
+    """Return the error for a `name` that is none of `known`, with the nearest right one.
+
+    Args:
+        kind: what was asked for, as in ``"optimizer"``.
+        name: what was given.
+        known: the names that would have been right.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name).lower(), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ConfigError(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}.")

@@ -1,0 +1,1 @@
+"""The program `disttrain`: starts jobs and looks after them. Nothing imports this package."""
