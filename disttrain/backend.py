@@ -16,9 +16,9 @@ _floatx = "float32"
 _seed = 0
 
 
-def get_array_module(array: Array) -> Any:
-    """Return the module, numpy or cupy, that `array` belongs to."""
-    if "cupy" in sys.modules and type(array).__module__.startswith("cupy"):
+def get_array_module(*arrays: Array) -> Any:
+    """Return the module of `arrays`: cupy if any is on a GPU, else numpy."""
+    if "cupy" in sys.modules and any(type(a).__module__.startswith("cupy") for a in arrays):
         return sys.modules["cupy"]
     return np
 

@@ -3,9 +3,14 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
 
 TRANSPORT = "DISTTRAIN_TRANSPORT"
 JOB_DIR = "DISTTRAIN_JOB_DIR"
+BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+DATA_DIR = "DISTTRAIN_DATA"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,17 @@ def place(environ: Mapping[str, str] = os.environ) -> Place:
 def transport(environ: Mapping[str, str] = os.environ) -> str:
     """Return the transport that the job asks for: ``DISTTRAIN_TRANSPORT``, else by the launcher."""
     return environ.get(TRANSPORT) or ("mpi" if place(environ).world_size > 1 else "local")
+
+
+def data_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return where fetched data sets are kept: ``DISTTRAIN_DATA``, else a folder in the user's cache."""
+    chosen = environ.get(DATA_DIR) or platformdirs.user_cache_path("disttrain") / "datasets"
+    return Path(chosen).absolute()
+
+
+def has_blas_threads(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether the environment says how many threads BLAS is to use."""
+    return any(environ.get(name) for name in BLAS_THREADS)
 
 
 def _number(text: str | None, default: int) -> int:

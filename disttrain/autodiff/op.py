@@ -1,0 +1,213 @@
+"""An op is a pure function on arrays with its gradient rule beside it; called with Tensors it also records.
+
+Arrays are positional arguments, attributes keyword-only. A rule takes the cotangent `g`, the output `y` and
+the arguments, and gives one cotangent per array argument, written with ops: applied to arrays it just
+computes, applied to Tensors it is recorded in turn, which is how gradients of gradients work.
+
+A rule says by its parameters' names what must be kept until backward: one that begins with an underscore is
+not kept and arrives as None. A rule that can save work asks for the keyword `needs`: one bool per argument.
+"""
+
+import contextlib
+import functools
+import inspect
+import itertools
+from collections.abc import Callable
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Generic, ParamSpec
+
+from disttrain.backend import Array
+from disttrain.errors import AutodiffError
+
+P = ParamSpec("P")
+Rule = Callable[..., tuple[Array, ...]]
+
+_recording: ContextVar[bool] = ContextVar("recording", default=True)
+_numbers = itertools.count()
+
+
+class no_grad(contextlib.ContextDecorator):  # noqa: N801  # the name that PyTorch's users know
+    """Record nothing inside: ``with no_grad():`` or as a decorator."""
+
+    def _recreate_cm(self) -> "no_grad":  # a decorated function may call itself
+        return no_grad()
+
+    def __enter__(self) -> None:
+        self._token = _recording.set(False)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _recording.reset(self._token)
+
+
+class Recorded:
+    """An array that remembers the call which made it: what an op needs to know of a Tensor.
+
+    Attributes:
+        data: the array.
+        call: the call that made it; None for a leaf.
+        requires_grad: whether backward computes a gradient for it.
+        grad: the gradient that backward has summed up here, an array; None before.
+        name: how messages call it; empty when nobody named it.
+    """
+
+    __slots__ = ("__weakref__", "call", "data", "grad", "name", "requires_grad")
+
+    def __init__(self, data: Array, *, requires_grad: bool = False, name: str = "") -> None:
+        self.data = data
+        self.call: Call | None = None
+        self.requires_grad = requires_grad
+        self.grad: Array = None
+        self.name = name
+
+    @classmethod
+    def of_call(cls, data: Array, call: "Call | None") -> "Recorded":
+        """Return the output `data` of `call`, a Tensor that requires a gradient if `call` is given."""
+        made = cls.__new__(cls)
+        made.data = data
+        made.call = call
+        made.requires_grad = call is not None
+        made.grad = None
+        made.name = ""
+        return made
+
+
+def array_of(x: Array) -> Array:
+    """Return the array of a Tensor, anything else as it is: for masks and indices, which have no gradient."""
+    return x.data if isinstance(x, Recorded) else x
+
+
+class Call:
+    """One recorded application of an op.
+
+    Calls refer to calls, not to Tensors, so that an array lives only as long as a rule or the user needs it.
+    """
+
+    __slots__ = (
+        "attributes", "dtype", "inputs", "kind", "needs", "number", "op", "output", "saved", "shape",
+    )  # fmt: skip
+
+    def __init__(
+        self, op: "Op[Any]", args: tuple[Any, ...], arrays: list[Any], attributes: dict[str, Any],
+        output: Array, kind: type[Recorded],
+    ) -> None:  # fmt: skip
+        self.op = op
+        self.number = next(_numbers)
+        self.attributes = attributes
+        self.kind = kind
+        self.shape = output.shape
+        self.dtype = output.dtype
+        self.needs = tuple(isinstance(a, Recorded) and a.requires_grad for a in args)
+        self.inputs: tuple[Any, ...] = tuple(
+            (a.call or a) if need else None for a, need in zip(args, self.needs, strict=True)
+        )
+        self.saved: list[Any] | None = op.select(arrays)
+        self.output = output if op.keeps_output else None
+
+    def pull_back(self, g: Array, *, record: bool) -> tuple[Array, ...]:
+        """Return the cotangents of the arguments, given the cotangent `g` of the output.
+
+        Args:
+            g: an array; a Tensor if `record`, and then the cotangents are Tensors too.
+            record: whether the rule itself is to be recorded.
+        """
+        if self.saved is None:
+            raise AutodiffError(
+                f"the graph behind this {self.op.name!r} was freed by an earlier backward(); "
+                "call that one with retain_graph=True, or compute the loss again"
+            )
+        rule = self.op.rule
+        if rule is None:
+            raise AutodiffError(f"op {self.op.name!r} has no gradient rule; add one with @{self.op.name}.vjp")
+        saved, output = self.saved, self.output
+        if record:
+            saved = [
+                array if node is None or array is None else self._tensor(array, node)
+                for array, node in zip(saved, self.inputs, strict=True)
+            ]
+            output = None if output is None else self.kind.of_call(output, self)
+        if self.op.asks_needs:
+            return rule(g, output, *saved, needs=self.needs, **self.attributes)
+        return rule(g, output, *saved, **self.attributes)
+
+    def argument(self, number: int) -> Any:
+        """Return an argument that was kept for the rule, as the Tensor it was if it requires a gradient."""
+        if self.saved is None or self.saved[number] is None:
+            raise AutodiffError(f"op {self.op.name!r} did not keep its argument {number}")
+        array, node = self.saved[number], self.inputs[number]
+        return array if node is None else self._tensor(array, node)
+
+    def release(self) -> None:
+        """Forget what was kept for the rule; a second backward through this call is an error."""
+        self.saved = None
+        self.output = None
+        self.inputs = ()
+
+    def _tensor(self, array: Array, node: Any) -> Recorded:
+        return node if isinstance(node, Recorded) else self.kind.of_call(array, node)
+
+
+class Op(Generic[P]):
+    """A function on arrays that records its calls. Made by the decorator `op`."""
+
+    def __init__(self, function: Callable[P, Array]) -> None:
+        self.function = function
+        self.name = function.__name__
+        self.rule: Rule | None = None
+        self.keeps_output = False
+        self.asks_needs = False
+        self._kept: tuple[bool, ...] = ()
+        self._keeps_rest = False
+        functools.update_wrapper(self, function)
+
+    def vjp(self, rule: Rule) -> Rule:
+        """Attach the gradient rule ``rule(g, y, *args, **attributes) -> cotangents``; a decorator."""
+        parameters = list(inspect.signature(rule).parameters.values())
+        positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        rest = [p for p in parameters if p.kind is p.VAR_POSITIONAL]
+        kept = [not p.name.startswith("_") for p in positional]
+        self.rule = rule
+        self.keeps_output, self._kept = kept[1], tuple(kept[2:])
+        self._keeps_rest = any(not p.name.startswith("_") for p in rest)
+        self.asks_needs = any(p.name == "needs" for p in parameters)
+        return rule
+
+    def select(self, arrays: list[Any]) -> list[Any]:
+        """Return `arrays` with None in place of what the rule does not need."""
+        rest = len(arrays) - len(self._kept)
+        kept = (*self._kept, *[self._keeps_rest] * rest) if rest > 0 else self._kept
+        return [array if keep else None for array, keep in zip(arrays, kept, strict=False)]
+
+    def __call__(self, *args: P.args, **attributes: P.kwargs) -> Any:
+        """Return what the function gives: an array for arrays, a recorded Tensor if any argument is one."""
+        kind = None
+        needs_grad = False
+        arrays: list[Any] = []
+        for arg in args:
+            if isinstance(arg, Recorded):
+                kind = type(arg)
+                needs_grad = needs_grad or arg.requires_grad
+                arrays.append(arg.data)
+            else:
+                # numpy.float64, a subclass of float, would turn float32 arrays into float64
+                arrays.append(float(arg) if isinstance(arg, float) else arg)
+        if kind is None:
+            return self.function(*args, **attributes)
+        output = self.function(*arrays, **attributes)
+        call = None
+        if needs_grad and _recording.get():
+            call = Call(self, args, arrays, attributes, output, kind)
+        return kind.of_call(output, call)
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+
+def op(function: Callable[P, Array]) -> Op[P]:
+    """Make `function`, a pure function on arrays, an op; its rule follows with ``@name.vjp``."""
+    return Op(function)

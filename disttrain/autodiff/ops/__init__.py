@@ -1,0 +1,92 @@
+"""The ops: one file a family, one function with its rule an op."""
+
+from disttrain.autodiff.ops.conv import conv2d, conv2d_input, conv2d_kernel
+from disttrain.autodiff.ops.elementwise import (
+    abs,
+    add,
+    cast,
+    clip,
+    divide,
+    exp,
+    log,
+    log1p,
+    maximum,
+    minimum,
+    multiply,
+    negative,
+    power,
+    relu,
+    sigmoid,
+    sqrt,
+    subtract,
+    tanh,
+    where,
+)
+from disttrain.autodiff.ops.loss import (
+    mean_squared_error,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+    sparse_softmax_cross_entropy,
+)
+from disttrain.autodiff.ops.matrix import matmul
+from disttrain.autodiff.ops.normalization import batch_norm, moments
+from disttrain.autodiff.ops.pooling import average_pool2d, max_pool2d
+from disttrain.autodiff.ops.random import dropout
+from disttrain.autodiff.ops.reduction import max, mean, sum
+from disttrain.autodiff.ops.shape import (
+    broadcast_to,
+    concatenate,
+    getitem,
+    reshape,
+    stack,
+    sum_to,
+    transpose,
+)
+from disttrain.autodiff.ops.softmax import log_softmax, softmax
+
+__all__ = [
+    "abs",
+    "add",
+    "average_pool2d",
+    "batch_norm",
+    "broadcast_to",
+    "cast",
+    "clip",
+    "concatenate",
+    "conv2d",
+    "conv2d_input",
+    "conv2d_kernel",
+    "divide",
+    "dropout",
+    "exp",
+    "getitem",
+    "log",
+    "log1p",
+    "log_softmax",
+    "matmul",
+    "max",
+    "max_pool2d",
+    "maximum",
+    "mean",
+    "mean_squared_error",
+    "minimum",
+    "moments",
+    "multiply",
+    "negative",
+    "power",
+    "relu",
+    "reshape",
+    "sigmoid",
+    "sigmoid_cross_entropy",
+    "softmax",
+    "softmax_cross_entropy",
+    "sparse_softmax_cross_entropy",
+    "sqrt",
+    "stack",
+    "subtract",
+    "sum",
+    "sum_to",
+    "tanh",
+    "transpose",
+    "where",
+]

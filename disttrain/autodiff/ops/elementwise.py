@@ -1,0 +1,238 @@
+"""Elementwise ops. Arguments broadcast as in NumPy; backward sums a cotangent to its argument's shape itself."""
+
+import numpy as np
+
+from disttrain.autodiff.op import op
+from disttrain.backend import Array, get_array_module
+
+
+@op
+def add(a: Array, b: Array) -> Array:
+    """Return ``a + b``."""
+    return a + b
+
+
+@add.vjp
+def _(g: Array, _y: Array, _a: Array, _b: Array) -> tuple[Array, ...]:
+    return g, g
+
+
+@op
+def subtract(a: Array, b: Array) -> Array:
+    """Return ``a - b``."""
+    return a - b
+
+
+@subtract.vjp
+def _(g: Array, _y: Array, _a: Array, _b: Array) -> tuple[Array, ...]:
+    return g, -g
+
+
+@op
+def multiply(a: Array, b: Array) -> Array:
+    """Return ``a * b``."""
+    return a * b
+
+
+@multiply.vjp
+def _(g: Array, _y: Array, a: Array, b: Array, *, needs: tuple[bool, ...]) -> tuple[Array, ...]:
+    return g * b if needs[0] else None, g * a if needs[1] else None
+
+
+@op
+def divide(a: Array, b: Array) -> Array:
+    """Return ``a / b``."""
+    return a / b
+
+
+@divide.vjp
+def _(g: Array, y: Array, _a: Array, b: Array, *, needs: tuple[bool, ...]) -> tuple[Array, ...]:
+    over = g / b
+    return over, -over * y if needs[1] else None
+
+
+@op
+def negative(x: Array) -> Array:
+    """Return ``-x``."""
+    return -x
+
+
+@negative.vjp
+def _(g: Array, _y: Array, _x: Array) -> tuple[Array, ...]:
+    return (-g,)
+
+
+@op
+def power(x: Array, exponent: Array) -> Array:
+    """Return ``x ** exponent``. The gradient of `exponent` needs positive `x`."""
+    return x**exponent
+
+
+@power.vjp
+def _(g: Array, y: Array, x: Array, exponent: Array, *, needs: tuple[bool, ...]) -> tuple[Array, ...]:
+    return (
+        g * exponent * x ** (exponent - 1) if needs[0] else None,
+        g * y * log(x) if needs[1] else None,
+    )
+
+
+@op
+def exp(x: Array) -> Array:
+    """Return e to the power of `x`."""
+    return get_array_module(x).exp(x)
+
+
+@exp.vjp
+def _(g: Array, y: Array, _x: Array) -> tuple[Array, ...]:
+    return (g * y,)
+
+
+@op
+def log(x: Array) -> Array:
+    """Return the natural logarithm of `x`."""
+    return get_array_module(x).log(x)
+
+
+@log.vjp
+def _(g: Array, _y: Array, x: Array) -> tuple[Array, ...]:
+    return (g / x,)
+
+
+@op
+def log1p(x: Array) -> Array:
+    """Return ``log(1 + x)``, exact for small `x`."""
+    return get_array_module(x).log1p(x)
+
+
+@log1p.vjp
+def _(g: Array, _y: Array, x: Array) -> tuple[Array, ...]:
+    return (g / (1 + x),)
+
+
+@op
+def sqrt(x: Array) -> Array:
+    """Return the square root of `x`."""
+    return get_array_module(x).sqrt(x)
+
+
+@sqrt.vjp
+def _(g: Array, y: Array, _x: Array) -> tuple[Array, ...]:
+    return (g / (2 * y),)
+
+
+@op
+def abs(x: Array) -> Array:
+    """Return the absolute value of `x`; its gradient at 0 is 0."""
+    return get_array_module(x).abs(x)
+
+
+@abs.vjp
+def _(g: Array, _y: Array, x: Array) -> tuple[Array, ...]:
+    return (g * sign(x),)
+
+
+@op
+def sign(x: Array) -> Array:
+    """Return -1, 0 or 1, the sign of `x`."""
+    return get_array_module(x).sign(x)
+
+
+@sign.vjp
+def _(g: Array, _y: Array, _x: Array) -> tuple[Array, ...]:
+    return (g * 0,)
+
+
+@op
+def maximum(a: Array, b: Array) -> Array:
+    """Return the larger of `a` and `b`; at a tie each gets half of the gradient."""
+    return get_array_module(a, b).maximum(a, b)
+
+
+@maximum.vjp
+def _(g: Array, _y: Array, a: Array, b: Array) -> tuple[Array, ...]:
+    share = _share(a, b)
+    return g * share, g * (1 - share)
+
+
+@op
+def minimum(a: Array, b: Array) -> Array:
+    """Return the smaller of `a` and `b`; at a tie each gets half of the gradient."""
+    return get_array_module(a, b).minimum(a, b)
+
+
+@minimum.vjp
+def _(g: Array, _y: Array, a: Array, b: Array) -> tuple[Array, ...]:
+    share = _share(a, b)
+    return g * (1 - share), g * share
+
+
+def _share(a: Array, b: Array) -> Array:
+    """Return 1 where `a` is larger than `b`, 0 where it is smaller, 1/2 where they are equal."""
+    return (1 + sign(a - b)) / 2
+
+
+@op
+def clip(x: Array, *, low: float, high: float) -> Array:
+    """Return `x` limited to ``[low, high]``; outside the gradient is 0."""
+    return x.clip(low, high)
+
+
+@clip.vjp
+def _(g: Array, _y: Array, x: Array, *, low: float, high: float) -> tuple[Array, ...]:
+    return (where((x >= low) & (x <= high), g, 0),)
+
+
+@op
+def tanh(x: Array) -> Array:
+    """Return the hyperbolic tangent of `x`."""
+    return get_array_module(x).tanh(x)
+
+
+@tanh.vjp
+def _(g: Array, y: Array, _x: Array) -> tuple[Array, ...]:
+    return (g * (1 - y * y),)
+
+
+@op
+def sigmoid(x: Array) -> Array:
+    """Return ``1 / (1 + exp(-x))``."""
+    with np.errstate(over="ignore"):  # exp(-x) may be inf, and 1 / inf is the right limit
+        return 1 / (1 + get_array_module(x).exp(-x))
+
+
+@sigmoid.vjp
+def _(g: Array, y: Array, x: Array) -> tuple[Array, ...]:  # x is kept for losses: see `argument_of`
+    return (g * y * (1 - y),)
+
+
+@op
+def relu(x: Array) -> Array:
+    """Return ``max(x, 0)``; its gradient at 0 is 0."""
+    return get_array_module(x).maximum(x, 0)
+
+
+@relu.vjp
+def _(g: Array, y: Array, _x: Array) -> tuple[Array, ...]:
+    return (g * (y > 0),)
+
+
+@op
+def where(condition: Array, a: Array, b: Array) -> Array:
+    """Return `a` where `condition` holds, else `b`."""
+    return get_array_module(condition).where(condition, a, b)
+
+
+@where.vjp
+def _(g: Array, _y: Array, condition: Array, _a: Array, _b: Array) -> tuple[Array, ...]:
+    return None, where(condition, g, 0), where(condition, 0, g)
+
+
+@op
+def cast(x: Array, *, dtype: str) -> Array:
+    """Return `x` as `dtype`; backward casts every cotangent to its argument's dtype itself."""
+    return x.astype(dtype)
+
+
+@cast.vjp
+def _(g: Array, _y: Array, _x: Array, *, dtype: str) -> tuple[Array, ...]:
+    return (g,)

@@ -1,0 +1,39 @@
+"""Losses per sample, as composites of ops: their gradients follow from their definitions."""
+
+from disttrain.autodiff.ops.elementwise import abs, exp, log1p, relu
+from disttrain.autodiff.ops.reduction import mean, sum
+from disttrain.autodiff.ops.shape import getitem, reshape
+from disttrain.autodiff.ops.softmax import log_softmax
+from disttrain.backend import Array, get_array_module
+
+
+def softmax_cross_entropy(logits: Array, targets: Array) -> Array:
+    """Return ``-sum(targets * log(softmax(logits)))`` over the last axis.
+
+    Shapes: ``(..., classes), (..., classes) -> (...)``.
+    """
+    return -sum(targets * log_softmax(logits), axis=-1)
+
+
+def sparse_softmax_cross_entropy(logits: Array, labels: Array) -> Array:
+    """Return ``-log(softmax(logits))`` at the integer `labels`.
+
+    Shapes: ``(..., classes), (...) -> (...)``.
+    """
+    scores = reshape(log_softmax(logits), shape=(-1, logits.shape[-1]))
+    rows = get_array_module(labels).arange(scores.shape[0])
+    return -reshape(getitem(scores, index=(rows, labels.reshape(-1))), shape=labels.shape)
+
+
+def sigmoid_cross_entropy(logits: Array, targets: Array) -> Array:
+    """Return ``-(t * log(s) + (1 - t) * log(1 - s))`` for ``s = sigmoid(logits)``, elementwise.
+
+    Written as ``max(z, 0) - z * t + log(1 + exp(-|z|))``, which neither overflows nor loses small terms.
+    """
+    return relu(logits) - logits * targets + log1p(exp(-abs(logits)))
+
+
+def mean_squared_error(predictions: Array, targets: Array) -> Array:
+    """Return the mean of ``(predictions - targets)**2`` over the last axis. Shape: ``(..., n) -> (...)``."""
+    difference = predictions - targets
+    return mean(difference * difference, axis=-1)

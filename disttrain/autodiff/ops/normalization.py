@@ -1,0 +1,45 @@
+"""Normalization, as composites of ops."""
+
+from collections.abc import Callable
+
+from disttrain.autodiff.op import array_of
+from disttrain.autodiff.ops.elementwise import cast, sqrt
+from disttrain.autodiff.ops.reduction import sum
+from disttrain.autodiff.ops.shape import concatenate, reshape
+from disttrain.backend import Array, get_array_module
+
+
+def moments(x: Array, *, total: Callable[[Array], Array] = lambda part: part) -> tuple[Array, Array]:
+    """Return mean and (biased) variance of `x` over all axes but the last.
+
+    Two passes, so that a mean much larger than the spread costs no digits; sums travel as float64, with the
+    count of values at their end.
+
+    Args:
+        x: shape ``(..., channels)``; may be empty where others hold the values.
+        total: sums an array of shape ``(channels + 1,)`` over all who hold a part of the values.
+
+    Returns:
+        Two arrays of shape ``(channels,)`` and the dtype of `x`.
+    """
+    flat = reshape(x, shape=(-1, x.shape[-1]))
+    xp = get_array_module(array_of(x))
+    count = xp.asarray([flat.shape[0]], dtype="float64")
+
+    def mean(values: Array) -> Array:
+        sums = total(concatenate([cast(sum(values, axis=0), dtype="float64"), count]))
+        return cast(sums[:-1] / sums[-1:], dtype=x.dtype)
+
+    center = mean(flat)
+    centered = flat - center
+    return center, mean(centered * centered)
+
+
+def batch_norm(x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, *, epsilon: float) -> Array:
+    """Return ``(x - mean) / sqrt(variance + epsilon) * gamma + beta``.
+
+    Shapes: ``(..., channels)``, then four of ``(channels,) -> (..., channels)``.
+
+    Source: Ioffe & Szegedy, "Batch normalization", 2015.
+    """
+    return (x - mean) * (gamma / sqrt(variance + epsilon)) + beta

@@ -1,0 +1,52 @@
+"""Sums, means and maxima over axes; `axis` is None (all), a number or a tuple, as in NumPy."""
+
+from disttrain.autodiff.op import array_of, op
+from disttrain.autodiff.ops.shape import broadcast_to, reshape
+from disttrain.backend import Array
+
+Axis = int | tuple[int, ...] | None
+
+
+@op
+def sum(x: Array, *, axis: Axis = None, keepdims: bool = False) -> Array:
+    """Return the sum of `x` over `axis`."""
+    return x.sum(axis=axis, keepdims=keepdims)
+
+
+@sum.vjp
+def _(g: Array, _y: Array, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tuple[Array]:
+    return (broadcast_to(_with_axes(g, x, axis, keepdims), shape=x.shape),)
+
+
+@op
+def mean(x: Array, *, axis: Axis = None, keepdims: bool = False) -> Array:
+    """Return the arithmetic mean of `x` over `axis`."""
+    return x.mean(axis=axis, keepdims=keepdims)
+
+
+@mean.vjp
+def _(g: Array, y: Array, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tuple[Array]:
+    count = x.size // y.size if y.size else 1
+    return (broadcast_to(_with_axes(g, x, axis, keepdims) / count, shape=x.shape),)
+
+
+@op
+def max(x: Array, *, axis: Axis = None, keepdims: bool = False) -> Array:
+    """Return the largest value of `x` over `axis`; equal ones share the gradient."""
+    return x.max(axis=axis, keepdims=keepdims)
+
+
+@max.vjp
+def _(g: Array, y: Array, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tuple[Array]:
+    largest = array_of(x) == array_of(_with_axes(y, x, axis, keepdims))
+    share = (largest / largest.sum(axis=axis, keepdims=True)).astype(x.dtype)
+    return (_with_axes(g, x, axis, keepdims) * share,)
+
+
+def _with_axes(y: Array, x: Array, axis: Axis, keepdims: bool) -> Array:
+    """Return the reduced `y` with its axes of length 1 back, so that it broadcasts against `x`."""
+    if keepdims:
+        return y
+    axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+    gone = {a % x.ndim for a in axes}
+    return reshape(y, shape=tuple(1 if i in gone else n for i, n in enumerate(x.shape)))

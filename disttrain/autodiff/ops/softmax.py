@@ -1,0 +1,33 @@
+"""The softmax family."""
+
+from disttrain.autodiff.op import op
+from disttrain.autodiff.ops.elementwise import exp
+from disttrain.autodiff.ops.reduction import sum
+from disttrain.backend import Array, get_array_module
+
+
+@op
+def softmax(x: Array, *, axis: int = -1) -> Array:
+    """Return ``exp(x) / sum(exp(x))`` along `axis`, for any size of `x`. Shape: as `x`."""
+    y = get_array_module(x).exp(x - x.max(axis=axis, keepdims=True))
+    y /= y.sum(axis=axis, keepdims=True)
+    return y
+
+
+@softmax.vjp
+def _(g: Array, y: Array, x: Array, *, axis: int = -1) -> tuple[Array, ...]:
+    # x is kept for losses: see `argument_of`
+    return (y * (g - sum(g * y, axis=axis, keepdims=True)),)
+
+
+@op
+def log_softmax(x: Array, *, axis: int = -1) -> Array:
+    """Return the logarithm of `softmax`, exact where that would underflow. Shape: as `x`."""
+    shifted = x - x.max(axis=axis, keepdims=True)
+    xp = get_array_module(x)
+    return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
+
+
+@log_softmax.vjp
+def _(g: Array, y: Array, _x: Array, *, axis: int = -1) -> tuple[Array, ...]:
+    return (g - exp(y) * sum(g, axis=axis, keepdims=True),)

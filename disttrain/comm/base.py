@@ -1,0 +1,222 @@
+"""A communicator: a transport supplies send and receive, all else is written once on top."""
+
+import itertools
+import json
+import os
+from abc import ABC, abstractmethod
+from collections import deque
+from functools import partial
+from typing import Any, NoReturn
+
+import numpy as np
+
+from disttrain.backend import Array, get_array_module
+from disttrain.comm import ring, tree
+from disttrain.comm.arrays import check_writable, combination, contiguous, copy_back
+from disttrain.comm.pending import Channel, HostArray, Pending, Request, Steps
+from disttrain.comm.scratch import Scratch
+from disttrain.errors import CommError, ConfigError, ShapeError
+
+__all__ = ["Communicator", "Pending", "Request"]
+
+# Every MPI has tags up to 32767: the lower half is the user's, the upper one that of collectives.
+USER_TAGS = 16384
+
+
+class Communicator(ABC):
+    """The ranks of a job, and this process's rank among them.
+
+    Every rank calls the same collectives in the same order, with arrays of the same shape and
+    dtype. Arrays on a device or not contiguous in memory pass through a copy in host memory.
+
+    Attributes:
+        rank: from 0 to ``world_size - 1``.
+        world_size: number of ranks.
+        local_rank: rank among those on this host.
+        transport: the name under which `connect` found the transport.
+        bytes_sent: payload of all messages that this rank has sent so far.
+    """
+
+    transport = ""
+
+    def __init__(self, *, rank: int, world_size: int, local_rank: int) -> None:
+        if not 0 <= rank < world_size:
+            raise CommError(f"rank {rank} of world_size {world_size}: expected a rank from 0 to world_size - 1")
+        self.rank = rank
+        self.world_size = world_size
+        self.local_rank = local_rank
+        self.bytes_sent = 0
+        self._sequence = 0
+        self._under_way: deque[Pending] = deque()
+        self._scratch = Scratch()
+
+    @abstractmethod
+    def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
+        """Start to send `array`, C-contiguous, shape ``(n,)``, which stays as it is until sent."""
+
+    @abstractmethod
+    def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
+        """Start to receive into `array`; messages of one source and tag arrive in their order."""
+
+    @abstractmethod
+    def abort(self, exit_code: int) -> NoReturn:
+        """End all ranks at once."""
+
+    def isend(self, array: Array, dest: int, tag: int = 0) -> Request:
+        """Start to send `array` to rank `dest`; it must not change until the request is done.
+
+        Args:
+            array: any shape.
+            dest: another rank.
+            tag: from 0 to 16383; tells messages of one source apart.
+        """
+        self._check_peer("dest", dest, tag)
+        return self._counted_isend(contiguous(array).reshape(-1), dest, tag)
+
+    def irecv(self, array: Array, source: int, tag: int = 0) -> Request:
+        """Start to receive `array` from rank `source`: complete when the request is done.
+
+        Raises:
+            ShapeError: `array` is not a C-contiguous NumPy array that can be written to.
+        """
+        self._check_peer("source", source, tag)
+        if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
+            raise ShapeError("expected a C-contiguous NumPy array to receive into")
+        check_writable(array)
+        return self._irecv(contiguous(array).reshape(-1), source, tag)
+
+    def send(self, array: Array, dest: int, tag: int = 0) -> None:
+        """Send `array` to rank `dest`; block until it may be changed again."""
+        self._finish(self.isend(array, dest, tag))
+
+    def recv(self, array: Array, source: int, tag: int = 0) -> Array:
+        """Receive `array` from rank `source`, in place, and return it."""
+        self._finish(self.irecv(array, source, tag))
+        return array
+
+    def all_reduce(self, array: Array, op: str = "sum") -> Array:
+        """Replace `array` by the sum over all ranks, in place, and return it: the same bits on all.
+
+        Moves ``2 (p-1)/p`` of the array's bytes per rank.
+
+        Args:
+            array: any shape; the sum is formed in its dtype.
+            op: ``"sum"``, ``"max"`` or ``"min"``.
+        """
+        self.start_all_reduce(array, op).wait()
+        return array
+
+    def start_all_reduce(self, array: Array, op: str = "sum") -> Pending:
+        """Start to replace `array` by the sum over all ranks; leave it alone until that is done.
+
+        Nothing moves by itself: call `Pending.advance` now and then, and `Pending.wait` at the end.
+        """
+        check_writable(array)
+        return self._start(self._all_reduce(array, combination(op, array)))
+
+    def reduce_scatter(self, array: Array, op: str = "sum") -> Array:
+        """Return this rank's rows of the sum over all ranks; `array` itself is not changed.
+
+        Args:
+            array: shape ``(n, ...)``; rank r of p gets rows ``n*r // p`` up to ``n*(r+1) // p``.
+            op: ``"sum"``, ``"max"`` or ``"min"``.
+        """
+        combine, host = combination(op, array), contiguous(array)
+        if host.ndim == 0:
+            raise ShapeError("reduce_scatter divides axis 0, and an array of shape () has none")
+        rows = ring.chunk_bounds(len(host), self.world_size)
+        row_size = host.size // max(len(host), 1)
+        bounds = [row * row_size for row in rows]
+        flat = self._scratch.take(host.size, host.dtype)
+        np.copyto(flat, host.reshape(-1))
+        self._run(ring.reduce_scatter(flat, bounds, combine, self._channel()))
+        mine = flat[bounds[self.rank] : bounds[self.rank + 1]].copy()
+        self._scratch.give(flat)
+        shape = (rows[self.rank + 1] - rows[self.rank], *host.shape[1:])
+        return get_array_module(array).asarray(mine.reshape(shape))
+
+    def all_gather(self, array: Array) -> Array:
+        """Return the arrays of all ranks, shape ``(world_size, *array.shape)``."""
+        host = contiguous(array)
+        gathered = np.empty((self.world_size, *host.shape), host.dtype)
+        gathered[self.rank] = host
+        bounds = [rank * host.size for rank in range(self.world_size + 1)]
+        self._run(ring.all_gather(gathered.reshape(-1), bounds, self._channel()))
+        return get_array_module(array).asarray(gathered)
+
+    def broadcast(self, array: Array, root: int = 0) -> Array:
+        """Replace `array` by that of rank `root`, in place, and return it."""
+        self._check_rank("root", root)
+        check_writable(array)
+        host = contiguous(array)
+        self._run(tree.broadcast(host.reshape(-1), root, self._channel()))
+        copy_back(host, array)
+        return array
+
+    def barrier(self) -> None:
+        """Block until every rank has called this."""
+        self._run(tree.barrier(self._channel()))
+
+    def all_gather_json(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, as they come out of JSON: tuples as lists."""
+        data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        sizes = self.all_gather(np.array(data.size))
+        bounds = [0, *itertools.accumulate(sizes.tolist())]
+        flat = np.empty(bounds[-1], np.uint8)
+        flat[bounds[self.rank] : bounds[self.rank + 1]] = data
+        self._run(ring.all_gather(flat, bounds, self._channel()))
+        return [json.loads(flat[start:stop].tobytes()) for start, stop in itertools.pairwise(bounds)]
+
+    def broadcast_json(self, value: Any, root: int = 0) -> Any:
+        """Return the value of rank `root`, as it comes out of JSON; others are ignored."""
+        data = np.frombuffer(json.dumps(value if self.rank == root else None).encode(), np.uint8)
+        size = self.broadcast(np.array(data.size), root)
+        flat = data.copy() if self.rank == root else np.empty(int(size), np.uint8)
+        return json.loads(self.broadcast(flat, root).tobytes())
+
+    def _all_reduce(self, array: Array, combine: np.ufunc) -> Steps:
+        host = contiguous(array)
+        yield from ring.all_reduce(host.reshape(-1), combine, self._channel())
+        copy_back(host, array)
+
+    def _start(self, steps: Steps) -> Pending:
+        pending = Pending(steps, self._under_way)
+        pending.advance()
+        return pending
+
+    def _run(self, steps: Steps) -> None:
+        self._start(steps).wait()
+
+    def _finish(self, request: Request) -> None:
+        # The other side may answer only after its all-reduce, which waits for this rank's part.
+        while self._under_way and not request.test():
+            for pending in tuple(self._under_way):
+                pending.advance()
+            os.sched_yield()
+        request.wait()
+
+    def _channel(self) -> Channel:
+        tag = USER_TAGS + self._sequence % USER_TAGS
+        self._sequence += 1
+        return Channel(
+            rank=self.rank,
+            world_size=self.world_size,
+            send=partial(self._counted_isend, tag=tag),
+            receive=partial(self._irecv, tag=tag),
+            scratch=self._scratch,
+        )
+
+    def _counted_isend(self, array: HostArray, dest: int, tag: int) -> Request:
+        self.bytes_sent += array.nbytes
+        return self._isend(array, dest, tag)
+
+    def _check_rank(self, role: str, rank: int) -> None:
+        if not 0 <= rank < self.world_size:
+            raise CommError(f"{role} {rank} is not a rank: expected 0 to {self.world_size - 1}")
+
+    def _check_peer(self, role: str, rank: int, tag: int) -> None:
+        self._check_rank(role, rank)
+        if rank == self.rank:
+            raise CommError(f"{role} {rank} is this rank itself: copy the array instead")
+        if not 0 <= tag < USER_TAGS:
+            raise ConfigError(f"tag {tag}: expected 0 to {USER_TAGS - 1}")

@@ -1,0 +1,28 @@
+"""The transport of a job of one rank: nobody to send to, nothing to do for a collective."""
+
+from typing import NoReturn
+
+from disttrain.comm.base import Communicator
+from disttrain.comm.pending import HostArray, Request
+from disttrain.errors import CommError
+
+
+def connect() -> Communicator:
+    """Return the communicator of a process that is alone."""
+    return LocalCommunicator(rank=0, world_size=1, local_rank=0)
+
+
+class LocalCommunicator(Communicator):
+    """Rank 0 of 1."""
+
+    transport = "local"
+
+    def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
+        raise CommError(f"no rank {dest} to send to: this process is alone")
+
+    def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
+        raise CommError(f"no rank {source} to receive from: this process is alone")
+
+    def abort(self, exit_code: int) -> NoReturn:
+        """End this process, as `sys.exit` does."""
+        raise SystemExit(exit_code)

@@ -1,0 +1,107 @@
+"""A collective is a generator of the messages it waits for, driven by whoever holds it.
+
+No thread of its own moves messages along: a thread would take turns with backward for the
+interpreter, and on a full node for the core.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from disttrain.comm.scratch import Scratch
+from disttrain.errors import CommError
+
+HostArray: TypeAlias = np.ndarray[Any, Any]
+
+
+class Request(Protocol):
+    """A message under way."""
+
+    def test(self) -> bool:
+        """Return whether the message has gone through; never blocks."""
+
+    def wait(self) -> None:
+        """Block until the message has gone through."""
+
+
+Steps: TypeAlias = Generator[Request, None, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channel:
+    """What one collective sends and receives through: its messages meet those of no other.
+
+    Attributes:
+        rank: of this process.
+        world_size: number of ranks.
+        send: starts to send an array to a rank.
+        receive: starts to receive an array from a rank.
+        scratch: lends memory to receive into.
+    """
+
+    rank: int
+    world_size: int
+    send: Callable[[HostArray, int], Request]
+    receive: Callable[[HostArray, int], Request]
+    scratch: Scratch
+
+
+class Pending:
+    """A collective under way, made by `Communicator.start_all_reduce`.
+
+    All ranks start their collectives in the same order, and waiting finishes them in that order, so
+    that ranks that wait for different ones do not wait for each other.
+
+    Args:
+        steps: yields each message that must have gone through before it can go on.
+        under_way: the unfinished collectives of a communicator, in the order of their start.
+    """
+
+    def __init__(self, steps: Steps, under_way: "deque[Pending]") -> None:
+        self._steps = steps
+        self._under_way = under_way
+        self._request: Request | None = None
+        self._is_done = False
+        self._failure: BaseException | None = None
+        under_way.append(self)
+
+    def advance(self) -> bool:
+        """Move on as far as is possible without blocking; return whether all is done.
+
+        Raises:
+            CommError: a message failed, now or in an earlier call.
+        """
+        return self._is_done or self._drive(block=False)
+
+    def wait(self) -> None:
+        """Block until this collective, and all that were started before it, are done.
+
+        Raises:
+            CommError: a message of one of them failed, now or in an earlier call.
+        """
+        while not self._is_done:
+            self._under_way[0]._drive(block=True)
+
+    def _drive(self, *, block: bool) -> bool:
+        for failure in filter(None, (pending._failure for pending in self._under_way)):
+            raise CommError(f"a collective of this communicator has failed before: {failure}") from failure
+        try:
+            while True:
+                if self._request is None:
+                    self._request = next(self._steps)
+                if block:
+                    self._request.wait()
+                elif not self._request.test():
+                    return False
+                self._request = None
+        except StopIteration:
+            self._is_done = True
+            self._under_way.remove(self)
+            return True
+        except BaseException as failure:
+            # It stays in line: what is started after a half-done sum must not pass for correct.
+            self._failure = failure
+            raise

@@ -1,0 +1,181 @@
+"""Where autodiff and communication meet: gradients summed over ranks while backward still runs.
+
+Parameters and gradients live in one flat buffer per dtype; a Bucket is a slice of it. When the last gradient
+of a bucket is final its all-reduce starts, in bucket order on every rank, and goes on while backward does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from disttrain.autodiff import Tensor, op
+from disttrain.autodiff.backward import leaves
+from disttrain.backend import Array, get_array_module
+from disttrain.comm import Communicator
+from disttrain.comm.base import Pending
+from disttrain.observe import log
+
+BUCKET_BYTES = 1 << 22
+_ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+
+
+@dataclass(kw_only=True)
+class FlatBuffer:
+    """All parameters of one dtype end to end, and their gradients; each begins at a multiple of 64 bytes.
+
+    Attributes:
+        data: shape ``(n,)``; the parameters' arrays are views of it.
+        gradient: the same shape; what lies between parameters stays 0.
+        places: for each parameter, in order, where it lies.
+    """
+
+    data: Array
+    gradient: Array
+    places: list[tuple[Tensor, slice]]
+
+    def split(self, flat: Array) -> dict[str, Array]:
+        """Return views of `flat`, an array laid out as this buffer, by the names of the parameters."""
+        return {p.name: flat[place].reshape(p.shape) for p, place in self.places}
+
+
+@dataclass(kw_only=True)
+class Bucket:
+    """A slice of a flat gradient buffer whose all-reduce is one call.
+
+    Attributes:
+        gradient: the slice.
+        parameters: those whose gradients lie in it.
+        waiting: those of them whose gradients are not final yet in this backward.
+        pending: its all-reduce, once started.
+    """
+
+    gradient: Array
+    parameters: list[Tensor]
+    waiting: set[Tensor] = field(default_factory=set)
+    pending: Pending | None = None
+
+
+def flatten(parameters: Sequence[Tensor]) -> list[FlatBuffer]:
+    """Move `parameters` into flat buffers, one per dtype; their arrays become views, their values stay."""
+    buffers = []
+    for dtype in sorted({str(p.dtype) for p in parameters}):
+        chosen = [p for p in parameters if str(p.dtype) == dtype]
+        xp = get_array_module(chosen[0].data)
+        step = _ALIGNMENT // chosen[0].data.itemsize
+        places, end = [], 0
+        for parameter in chosen:
+            places.append((parameter, slice(end, end + parameter.size)))
+            end += -(-parameter.size // step) * step
+        buffer = FlatBuffer(data=_aligned(xp, end, dtype), gradient=_aligned(xp, end, dtype), places=places)
+        for parameter, place in places:
+            view = buffer.data[place].reshape(parameter.shape)
+            view[...] = parameter.data
+            parameter.data = view
+        buffers.append(buffer)
+    return buffers
+
+
+class GradientSum:
+    """Sums gradients over the ranks, bucket by bucket, during backward.
+
+    Args:
+        comm: the ranks.
+        buffers: where the parameters and gradients lie.
+        bucket_bytes: size of a bucket, at least one parameter.
+    """
+
+    def __init__(self, comm: Communicator, buffers: Sequence[FlatBuffer], *, bucket_bytes: int = BUCKET_BYTES) -> None:
+        self.comm = comm
+        self.buckets = [b for buffer in buffers for b in _buckets(buffer, bucket_bytes)]
+        self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
+        self._view_of = {p: buffer.gradient[place].reshape(p.shape) for buffer in buffers for p, place in buffer.places}
+        self._warned = False
+
+    def backward(self, loss: Tensor) -> None:
+        """Leave in every parameter's `grad` the gradient of the sum of all ranks' losses.
+
+        A parameter that `loss` does not depend on has a gradient of 0; it is named in a warning, once.
+        """
+        for bucket in self.buckets:
+            bucket.waiting = set(bucket.parameters)
+            bucket.pending = None
+        self._started = 0
+        reached = set(leaves(loss)) if loss.requires_grad else set()
+        unused = [p for p in self._bucket_of if p not in reached]
+        for parameter in unused:
+            self._deliver(parameter, 0)
+        if unused and not self._warned:
+            self._warned = True
+            log.warning(
+                "the loss does not depend on %s; these parameters get no gradient", ", ".join(p.name for p in unused)
+            )
+        if loss.requires_grad:
+            loss.backward(deliver=self._deliver)
+        for bucket in self.buckets:
+            assert bucket.pending is not None
+            bucket.pending.wait()
+
+    def _deliver(self, parameter: Tensor, gradient: Array) -> None:
+        bucket = self._bucket_of.get(parameter)
+        if bucket is None:  # a leaf of the user's own
+            parameter.grad = gradient
+            return
+        parameter.grad = self._view_of[parameter]
+        parameter.grad[...] = gradient
+        bucket.waiting.discard(parameter)
+        # bucket order, not completion order: a different order per rank would mix up the all-reduces
+        while self._started < len(self.buckets) and not self.buckets[self._started].waiting:
+            following = self.buckets[self._started]
+            following.pending = self.comm.start_all_reduce(following.gradient)
+            self._started += 1
+        self._advance()
+
+    def _advance(self) -> None:
+        for bucket in self.buckets[: self._started]:
+            assert bucket.pending is not None
+            if not bucket.pending.advance():
+                return
+
+
+def total_over(comm: Communicator) -> Callable[[Any], Any]:
+    """Return the function that sums an array or Tensor over all ranks of `comm`, differentiably."""
+    return lambda x: _all_reduce(x, comm=comm)
+
+
+@op
+def _all_reduce(x: Array, *, comm: Communicator) -> Array:
+    return comm.all_reduce(get_array_module(x).array(x))
+
+
+@_all_reduce.vjp
+def _(g: Array, _y: Array, _x: Array, *, comm: Communicator) -> tuple[Array, ...]:
+    # every rank's loss depends on the sum, and what is differentiated is the sum of all ranks' losses
+    return (_all_reduce(g, comm=comm),)
+
+
+def broadcast_weights(comm: Communicator, weights: Sequence[Tensor]) -> None:
+    """Give every rank the values that rank 0 has."""
+    for weight in weights:
+        comm.broadcast(weight.data)
+
+
+def _buckets(buffer: FlatBuffer, bucket_bytes: int) -> list[Bucket]:
+    """Cut a buffer into buckets, last parameters first: backward finishes them first."""
+    buckets: list[Bucket] = []
+    end, held = buffer.gradient.size, []
+    for parameter, place in reversed(buffer.places):
+        held.append(parameter)
+        if (end - place.start) * buffer.gradient.itemsize >= bucket_bytes or place.start == 0:
+            buckets.append(Bucket(gradient=buffer.gradient[place.start : end], parameters=held))
+            end, held = place.start, []
+    return buckets
+
+
+def _aligned(xp: Any, size: int, dtype: str) -> Array:
+    """Return zeros that begin at a multiple of 64 bytes."""
+    if xp.__name__ != "numpy":
+        return xp.zeros(size, dtype)  # device memory is aligned further than that
+    itemsize = xp.dtype(dtype).itemsize
+    raw = xp.zeros(size + _ALIGNMENT // itemsize, dtype)
+    start = -raw.ctypes.data % _ALIGNMENT // itemsize
+    return raw[start : start + size]

@@ -1,0 +1,28 @@
+"""Layers, in Keras's vocabulary. Images are channels last."""
+
+from disttrain.layers.activation import Activation, get_activation
+from disttrain.layers.batch_normalization import BatchNormalization
+from disttrain.layers.conv2d import Conv2D
+from disttrain.layers.dense import Dense
+from disttrain.layers.dropout import Dropout
+from disttrain.layers.layer import Layer
+from disttrain.layers.pooling import AveragePooling2D, GlobalAveragePooling2D, MaxPooling2D
+from disttrain.layers.reshaping import Flatten
+from disttrain.layers.step import Step, current_step, running
+
+__all__ = [
+    "Activation",
+    "AveragePooling2D",
+    "BatchNormalization",
+    "Conv2D",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "GlobalAveragePooling2D",
+    "Layer",
+    "MaxPooling2D",
+    "Step",
+    "current_step",
+    "get_activation",
+    "running",
+]

@@ -1,0 +1,73 @@
+"""Batch normalization over the global batch: the statistics of all ranks' samples together."""
+
+from typing import Any
+
+from disttrain.autodiff import no_grad, ops
+from disttrain.layers.layer import Layer
+from disttrain.layers.step import current_step
+
+
+class BatchNormalization(Layer):
+    """Normalizes each channel to mean `beta` and standard deviation `gamma`. Shape: as the input.
+
+    While training the statistics are the batch's, and moving averages of them are kept for inference. Unlike
+    in most frameworks they are by default those of the global batch, summed over the ranks, so that N workers
+    train the same model as one.
+
+    Args:
+        momentum: of the moving averages.
+        epsilon: added to the variance.
+        center: whether `beta` is added.
+        scale: whether `gamma` multiplies.
+        synchronized: False: each rank normalizes by the statistics of its own samples, which saves two small
+            all-reduces; the result then depends on the number of workers, and rank 0's moving averages are
+            the model's.
+        **kwargs: of every `Layer`.
+
+    Source: Ioffe & Szegedy, "Batch normalization", 2015.
+    """
+
+    min_ndim = 2
+    fixed_last_axis = True
+
+    def __init__(
+        self,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        *,
+        center: bool = True,
+        scale: bool = True,
+        synchronized: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.center = center
+        self.scale = scale
+        self.synchronized = synchronized
+
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        """Create gamma, beta and the moving averages."""
+        shape = input_shape[-1:]
+        self.gamma = self.add_weight("gamma", shape, "ones") if self.scale else None
+        self.beta = self.add_weight("beta", shape, "zeros") if self.center else None
+        self.moving_mean = self.add_weight("moving_mean", shape, "zeros", trainable=False)
+        self.moving_variance = self.add_weight("moving_variance", shape, "ones", trainable=False)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        """Return the normalized input; a frozen layer behaves as in inference."""
+        mean, variance = self.moving_mean, self.moving_variance
+        if training and self.trainable:
+            total = current_step().total if self.synchronized else lambda part: part
+            mean, variance = ops.moments(x, total=total)
+            with no_grad():
+                _move(self.moving_mean, mean, self.momentum)
+                _move(self.moving_variance, variance, self.momentum)
+        gamma = 1.0 if self.gamma is None else self.gamma
+        beta = 0.0 if self.beta is None else self.beta
+        return ops.batch_norm(x, mean, variance, gamma, beta, epsilon=self.epsilon)
+
+
+def _move(average: Any, value: Any, momentum: float) -> None:
+    average.data[...] = average.data * momentum + value.data * (1 - momentum)

@@ -1,0 +1,53 @@
+"""What a layer may know of the step it runs in: whether it trains, which samples of the batch it sees."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+from disttrain.backend import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """The circumstances of a forward pass.
+
+    Attributes:
+        training: whether dropout drops and batch normalization uses the batch.
+        number: of the training step, counted from 0 over all epochs; part of the key of random numbers.
+        first: place of this rank's first sample in the global batch; the same.
+        total: sums an array over all ranks, differentiably; the array itself where one rank sees all.
+    """
+
+    training: bool = False
+    number: int = 0
+    first: int = 0
+    total: Callable[[Array], Array] = lambda x: x
+
+
+_current: ContextVar[Step] = ContextVar("step", default=Step())  # noqa: B039  # a Step is frozen
+
+
+def current_step() -> Step:
+    """Return the step that runs here; outside of one, a step that does not train."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def running(step: Step) -> Iterator[Step]:
+    """Make `step` the current one inside a ``with`` block."""
+    token = _current.set(step)
+    try:
+        yield step
+    finally:
+        _current.reset(token)
+
+
+@contextlib.contextmanager
+def training_mode(training: bool | None) -> Iterator[None]:
+    """Set whether the current step trains, inside a ``with`` block; None leaves it as it is."""
+    if training is None:
+        yield
+    else:
+        with running(replace(current_step(), training=training)):
+            yield

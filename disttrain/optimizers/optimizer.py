@@ -1,0 +1,106 @@
+"""Optimizer: a rule that changes a parameter by its gradient, in place, and the arrays it remembers."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from disttrain.autodiff.op import array_of
+from disttrain.backend import Array, get_array_module
+from disttrain.errors import ConfigError, ShapeError
+
+Schedule = Callable[[int], float]
+
+# of a parameter at a time, so that the passes over it, its gradient and the slots stay in the cache
+_BLOCK = 1 << 15
+
+
+class Optimizer(ABC):
+    """Base of all optimizers: one method, `update`, and the names of the slots it needs.
+
+    A rule works element by element; `apply` calls it on blocks of flat views.
+
+    Args:
+        learning_rate: a number, or a function from the step, counted from 0, to one.
+
+    Attributes:
+        iterations: number of steps taken.
+        slots: for each parameter, what the rule remembers: arrays of its shape by name.
+    """
+
+    slot_names: tuple[str, ...] = ()
+
+    def __init__(self, learning_rate: float | Schedule) -> None:
+        if not callable(learning_rate) and not learning_rate >= 0:
+            raise ConfigError(f"{type(self).__name__}: learning_rate must be at least 0, not {learning_rate}")
+        self.learning_rate = learning_rate
+        self.iterations = 0
+        self.slots: list[dict[str, Array]] = []
+
+    @abstractmethod
+    def update(
+        self, parameter: Array, gradient: Array, slots: dict[str, Array], *, learning_rate: float, step: int
+    ) -> None:
+        """Change `parameter` and `slots` in place.
+
+        Args:
+            parameter: shape ``(n,)``.
+            gradient: the same; not to be changed.
+            slots: arrays of the same shape, by name; zeros at first.
+            learning_rate: of this step.
+            step: counted from 1.
+        """
+
+    def apply(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
+        """Take one step: change `variables` in place by their gradients.
+
+        Args:
+            grads: arrays or Tensors, one for each variable.
+            variables: contiguous arrays or Tensors; in each call the same.
+
+        Raises:
+            ShapeError: a gradient has another shape than its variable.
+        """
+        parameters, gradients = [array_of(v) for v in variables], [array_of(g) for g in grads]
+        self.build(parameters)
+        if [p.shape for p in parameters] != [g.shape for g in gradients]:
+            raise ShapeError(
+                f"gradients of shapes {[g.shape for g in gradients]} for variables of shapes "
+                f"{[p.shape for p in parameters]}"
+            )
+        rate = self.learning_rate(self.iterations) if callable(self.learning_rate) else self.learning_rate
+        self.iterations += 1
+        for parameter, gradient, slots in zip(parameters, gradients, self.slots, strict=True):
+            flat, flat_gradient = parameter.reshape(-1), gradient.reshape(-1)
+            flat_slots = {name: slot.reshape(-1) for name, slot in slots.items()}
+            for start in range(0, flat.size, _BLOCK):
+                block = slice(start, start + _BLOCK)
+                self.update(
+                    flat[block],
+                    flat_gradient[block],
+                    {name: slot[block] for name, slot in flat_slots.items()},
+                    learning_rate=rate,
+                    step=self.iterations,
+                )
+
+    def build(self, variables: Sequence[Array]) -> None:
+        """Make the slots for `variables`, arrays; does nothing if they are there.
+
+        Raises:
+            ConfigError: there are slots, for other variables.
+        """
+        shapes = [v.shape for v in variables]
+        if not self.slots:
+            self.slots = [
+                {name: get_array_module(v).zeros(v.shape, v.dtype) for name in self.slot_names} for v in variables
+            ]
+            self._shapes = shapes
+        if shapes != self._shapes:
+            raise ConfigError(
+                f"{type(self).__name__} has taken steps for variables of shapes {self._shapes} and got {shapes}; "
+                "an optimizer belongs to one model: make another for this one"
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make this optimizer again."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}

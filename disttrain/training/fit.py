@@ -1,0 +1,154 @@
+"""Fit: one call of `Model.fit`, with its place in the epochs, which can be saved and gone on from."""
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from disttrain.backend import seed
+from disttrain.checkpoint import Checkpoint
+from disttrain.data import Batches
+from disttrain.errors import CheckpointError
+from disttrain.observe import log
+from disttrain.training.callbacks import BackupAndRestore, Callback
+from disttrain.training.replica import Replica, Sums
+from disttrain.training.saving import read, write
+
+if TYPE_CHECKING:
+    from disttrain.training.model import Model
+
+
+class Fit:
+    """The training loop, and where it stands.
+
+    Args:
+        model: compiled and built.
+        replica: of the model.
+        batches: of the training data.
+        validation: of the validation data, if any.
+        callbacks: in the order in which they run; those that save the state of training run last.
+        epochs: where to stop, counted from 0.
+        initial_epoch: where to begin.
+
+    Attributes:
+        epoch: that runs, counted from 0.
+        step: number of steps taken in it.
+        sums: what these steps added up.
+    """
+
+    def __init__(
+        self,
+        model: "Model",
+        replica: Replica,
+        batches: Batches,
+        *,
+        validation: Batches | None,
+        callbacks: Sequence[Callback],
+        epochs: int,
+        initial_epoch: int,
+    ) -> None:
+        self.model = model
+        self.replica = replica
+        self.batches = batches
+        self.validation = validation
+        self.callbacks = sorted(callbacks, key=lambda callback: isinstance(callback, BackupAndRestore))
+        self.epochs = epochs
+        self.epoch = initial_epoch
+        self.step = 0
+        self.sums: Sums | None = None
+
+    def run(self) -> None:
+        """Train to the end, or until a callback stops it."""
+        self.model.stop_training = False
+        for callback in self.callbacks:
+            callback.model = self.model
+        self._call(lambda callback: callback.on_train_begin())
+        while self.epoch < self.epochs and not self.model.stop_training:
+            self._run_epoch()
+        self._call(lambda callback: callback.on_train_end())
+
+    def _run_epoch(self) -> None:
+        epoch = self.epoch
+        self._call(lambda callback: callback.on_epoch_begin(epoch))
+        for batch in self.batches.epoch(epoch, self.step):
+            sums = self.replica.train(batch)
+            self.sums = sums if self.sums is None else self.sums + sums
+            self.step += 1
+            logs = self.replica.logs(self.sums)
+            self._call(lambda callback: callback.on_train_batch_end(self.step - 1, logs))  # noqa: B023
+        assert self.sums is not None
+        logs = self.replica.logs(self.sums)
+        if self.validation is not None:
+            validated = self.replica.evaluate(self.validation.epoch(0))
+            logs.update({f"val_{name}": value for name, value in validated.items()})
+        self.epoch, self.step, self.sums = epoch + 1, 0, None
+        self._call(lambda callback: callback.on_epoch_end(epoch, logs))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the state of training under `path`; rank 0 writes, and a failure is one on all ranks."""
+        self.replica.share_state()
+        states = [callback.state() for callback in self.callbacks]
+        arrays = {f"{i}/{k}": v for i, state in enumerate(states) for k, v in state.items() if _is_array(v)}
+        values = {
+            "model": self.model.description(),
+            "training": {
+                "epoch": self.epoch,
+                "step": self.step,
+                "sums": None if self.sums is None else self.sums.tolist(),
+                "iterations": self.replica.optimizer.iterations,
+                "stopped": self.model.stop_training,
+                "batch_size": self.batches.batch_size,
+                "samples": len(self.batches.x),
+                "seed": seed(),
+                "callbacks": [{k: v for k, v in state.items() if not _is_array(v)} for state in states],
+            },
+            "versions": {"python": platform.python_version(), "numpy": np.__version__},
+        }
+        write(self.replica.comm, path, {**self.replica.tensors(), "callbacks": arrays}, values)
+
+    def resume(self, path: str | os.PathLike[str]) -> None:
+        """Go on from the newest whole checkpoint under `path`, if there is one, on all ranks alike.
+
+        Raises:
+            CheckpointError: the run that was saved had other data, another batch size, seed or callbacks.
+        """
+        saved = read(self.replica.comm, path, may_be_missing=True)
+        if saved is not None:
+            self._take_over(saved)
+            log.info("resumed from %s: epoch %d, step %d", saved.place, self.epoch, self.step)
+
+    def _take_over(self, saved: Checkpoint) -> None:
+        training = saved.values.get("training")
+        if training is None:
+            raise CheckpointError(f"{saved.place} holds a model, not the state of a training; load it with load()")
+        now = {"batch_size": self.batches.batch_size, "samples": len(self.batches.x), "seed": seed()}
+        for name, value in now.items():
+            if training[name] != value:
+                raise CheckpointError(
+                    f"{saved.place} was trained with {name} {training[name]}, this run has {value}; "
+                    "use the same to go on, or another directory to begin anew"
+                )
+        if len(training["callbacks"]) != len(self.callbacks):
+            raise CheckpointError(
+                f"{saved.place} was saved with {len(training['callbacks'])} callbacks, this run has "
+                f"{len(self.callbacks)}; use the same to go on"
+            )
+        self.replica.restore(saved.tensors)
+        self.epoch, self.step = training["epoch"], training["step"]
+        self.sums = None if training["sums"] is None else np.array(training["sums"])
+        self.replica.optimizer.iterations = training["iterations"]
+        self.model.stop_training = training["stopped"]
+        for i, (callback, state) in enumerate(zip(self.callbacks, training["callbacks"], strict=True)):
+            arrays = saved.tensors.get("callbacks", {})
+            own = {k.removeprefix(f"{i}/"): a for k, a in arrays.items() if k.startswith(f"{i}/")}
+            callback.restore({**state, **own})
+
+    def _call(self, event: Callable[[Callback], None]) -> None:
+        for callback in self.callbacks:
+            event(callback)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)

@@ -1,0 +1,71 @@
+"""`load_model`: a Sequential made again from its checkpoint. Nothing that a file names is imported or run."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from disttrain import comm, layers, losses, metrics, optimizers
+from disttrain.checkpoint import Checkpoint
+from disttrain.errors import CheckpointError
+from disttrain.layers import Layer
+from disttrain.training.model import Model
+from disttrain.training.saving import read
+from disttrain.training.sequential import Sequential
+
+
+def load_model(path: str | os.PathLike[str], custom_objects: Mapping[str, Any] | None = None) -> Model:
+    """Return the Sequential that `Model.save` wrote to `path`, compiled as it was, with its optimizer's state.
+
+    Args:
+        path: what was given to `save`, or one of the checkpoints in it.
+        custom_objects: classes of your own that the model is made of, by their names.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or the model cannot be made from it; says why.
+    """
+    saved = read(comm.current(), path)
+    assert saved is not None
+    known = {**_classes(layers), **_classes(optimizers), **dict(custom_objects or {}), "Sequential": Sequential}
+    described = saved.values["model"]
+    if described["class"] != "Sequential":
+        raise CheckpointError(
+            f"{saved.place} holds a {described['class']}, a model written in Python: make one and call its load()"
+        )
+    model = _make(described, known, saved)
+    if described["input_shape"] and model.input_shape is None:
+        model.input_shape = tuple(described["input_shape"])
+        model._build_if_known()
+    compiled = described["compiled"]
+    if compiled and not any("not_saved" in part for part in (compiled["optimizer"], compiled["loss"])):
+        model.compile(
+            _make(compiled["optimizer"], known, saved),
+            _make(compiled["loss"], {**_classes(losses), **dict(custom_objects or {})}, saved),
+            [_make(m, {**_classes(metrics), **dict(custom_objects or {})}, saved) for m in compiled["metrics"]],
+        )
+    model.load(saved.place)
+    return model  # type: ignore[no-any-return]
+
+
+def _make(described: dict[str, Any], known: Mapping[str, Any], saved: Checkpoint) -> Any:
+    """Return an object of one of the `known` classes from its description."""
+    name = described["class"]
+    if name not in known:
+        raise CheckpointError(
+            f"{saved.place} needs the class {name!r}: load_model(path, custom_objects={{{name!r}: ...}})"
+        )
+    if "not_saved" in described:
+        raise CheckpointError(
+            f"{saved.place} does not hold the arguments of {name}, because {described['not_saved']}; "
+            "make the model in Python and call its load()"
+        )
+    config = dict(described["config"])
+    if "layers" in config:
+        config["layers"] = [_make(layer, known, saved) for layer in config["layers"]]
+    return known[name](**config)
+
+
+def _classes(module: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, type)}
+
+
+__all__ = ["Layer", "load_model"]

@@ -1,0 +1,270 @@
+"""Model: a layer that can be compiled, fitted, evaluated, asked, saved and loaded."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from disttrain import comm, losses, optimizers
+from disttrain.autodiff import no_grad
+from disttrain.backend import seed
+from disttrain.data import Batches, shard
+from disttrain.errors import ConfigError, DataError
+from disttrain.layers import Layer
+from disttrain.metrics import Metric
+from disttrain.metrics import get as get_metric
+from disttrain.training.agreement import check_equal, together
+from disttrain.training.callbacks import Callback, History
+from disttrain.training.fit import Fit
+from disttrain.training.progress import ProgressBar
+from disttrain.training.replica import Replica, copy_into
+from disttrain.training.saving import read, write
+from disttrain.training.summary import summarize
+
+
+class Model(Layer):
+    """A model of your own: layers as attributes, and `call` that uses them.
+
+    Under several ranks every method below is called by all of them, with the same arguments.
+
+    Attributes:
+        optimizer: that trains it; set by `compile`.
+        stop_training: set to True by a callback to end training after the epoch.
+    """
+
+    autocast = False  # its layers do
+
+    optimizer: optimizers.Optimizer
+    current_fit: Fit
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stop_training = False
+        self._loss: losses.Loss | None = None
+        self._metrics: list[Metric] = []
+        self._replica: Replica | None = None
+
+    def compile(
+        self,
+        optimizer: str | optimizers.Optimizer = "adam",
+        loss: str | losses.Loss | Callable[[Any, Any], Any] | None = None,
+        metrics: Sequence[str | Metric] = (),
+    ) -> None:
+        """Say how to train: the optimizer, the loss, and the metrics to follow.
+
+        Raises:
+            ConfigError: an unknown name, with the nearest right one.
+        """
+        if loss is None:
+            raise ConfigError("compile() needs a loss, as loss='sparse_categorical_crossentropy'")
+        self.optimizer = optimizers.get(optimizer)
+        self._loss = losses.get(loss)
+        self._metrics = [get_metric(metric) for metric in metrics]
+        self._replica = None
+
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        batch_size: int = 32,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Sequence[Callback] = (),
+        validation_split: float = 0.0,
+        validation_data: tuple[Any, Any] | None = None,
+        *,
+        shuffle: bool = True,
+        initial_epoch: int = 0,
+    ) -> History:
+        """Train on `x` and `y`, and return the course of loss and metrics.
+
+        Args:
+            x: inputs, shape ``(samples, ...)``; the same on all ranks, which take their parts of each batch.
+            y: targets, one for each sample.
+            batch_size: of the global batch: the result does not depend on how many ranks share it.
+            epochs: number of the epoch to stop at.
+            verbose: 0: silent; 1 or "auto": a progress bar on a terminal, else a line an epoch; 2: a line an
+                epoch. Only rank 0 shows anything.
+            callbacks: called between steps and epochs, in this order.
+            validation_split: share of the samples, from the end, that are only evaluated on.
+            validation_data: inputs and targets that are only evaluated on, after each epoch.
+            shuffle: whether each epoch has another order.
+            initial_epoch: number of the epoch to begin with.
+
+        Raises:
+            DataError: lengths that differ, labels outside the classes.
+            ShapeError: names the layer, what it expected and what it received.
+            NonFiniteError: the loss became NaN or infinite; names step and rank.
+            CommError: the ranks were given different data or models.
+        """
+        ranks = comm.current()
+
+        def prepare() -> tuple[Batches, Batches | None]:
+            training = self._batches(x, y, batch_size, shuffle=shuffle)
+            held = validation_data
+            if validation_split:
+                if validation_data is not None or not 0 < validation_split < 1:
+                    raise ConfigError("validation_split is a share between 0 and 1, and excludes validation_data")
+                at = int(len(training.x) * (1 - validation_split))
+                held = training.x[at:], _part(training.y, slice(at, None))
+                training = self._batches(training.x[:at], _part(training.y, slice(at)), batch_size, shuffle=shuffle)
+            return training, None if held is None else self._batches(held[0], held[1], batch_size, shuffle=False)
+
+        batches, validation = together(ranks, prepare)
+        check_equal(ranks, "the training data", _description(batches), "every rank must be given the same")
+        if epochs < 1 or initial_epoch < 0:
+            raise ConfigError(f"epochs must be at least 1 and initial_epoch 0, not {epochs} and {initial_epoch}")
+        history = History()
+        progress = ProgressBar(batches, epochs, verbose=verbose if ranks.rank == 0 else 0)
+        self.current_fit = Fit(
+            self,
+            self._replica_among(ranks),
+            batches,
+            validation=validation,
+            callbacks=[history, *callbacks, progress],
+            epochs=epochs,
+            initial_epoch=initial_epoch,
+        )
+        self.current_fit.run()
+        return history
+
+    def train_on_batch(self, x: Any, y: Any) -> dict[str, Any]:
+        """Take one step on a global batch, of which each rank takes its part; return loss and metrics of it."""
+        ranks = comm.current()
+        batches = together(ranks, lambda: self._batches(x, y, len(x), shuffle=False))
+        replica = self._replica_among(ranks)
+        return replica.logs(replica.train(batches.batch(0, 0)))
+
+    def evaluate(self, x: Any, y: Any, batch_size: int = 32, *, return_dict: bool = False) -> Any:
+        """Return loss and metrics over `x` and `y`, exact over all ranks.
+
+        Returns:
+            The loss, or a list of loss and metrics where there are metrics; by name if `return_dict`.
+        """
+        ranks = comm.current()
+        batches = together(ranks, lambda: self._batches(x, y, batch_size, shuffle=False))
+        values = self._replica_among(ranks).evaluate(batches.epoch(0))
+        if return_dict:
+            return values
+        return list(values.values()) if self._metrics else values["loss"]
+
+    def predict(self, x: Any, batch_size: int = 32) -> Any:
+        """Return the model's outputs for `x`, shape ``(samples, ...)``, on every rank; each computes a part."""
+        ranks = comm.current()
+        batches = together(ranks, lambda: Batches(x, batch_size=batch_size, shuffle=False, seed=0))
+        mine = shard(len(batches.x), ranks.rank, ranks.world_size)
+        largest = -(-len(batches.x) // ranks.world_size)
+        with no_grad():
+            own = [
+                self(batches.x[start : min(start + batch_size, mine.stop)], training=False).numpy()
+                for start in range(mine.start, mine.stop, batch_size)
+            ] or [self(batches.x[:0], training=False).numpy()]
+        outputs = np.concatenate(own)
+        padded = np.zeros((largest, *outputs.shape[1:]), outputs.dtype)
+        padded[: len(outputs)] = outputs
+        gathered = ranks.all_gather(padded)
+        parts = [shard(len(batches.x), rank, ranks.world_size) for rank in range(ranks.world_size)]
+        return np.concatenate([g[: part.stop - part.start] for g, part in zip(gathered, parts, strict=True)])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Add a checkpoint of weights, optimizer and architecture to the directory `path`; the newest two stay.
+
+        Raises:
+            CheckpointError: it could not be written; on all ranks.
+            ConfigError: the model has no weights yet.
+        """
+        self._check_built("save()")
+        tensors: dict[str, dict[str, Any]] = {"model": {w.name: w.data for w in self.weights}}
+        if self._replica is not None:
+            self._replica.share_state()
+            tensors = self._replica.tensors()
+        iterations = self.optimizer.iterations if self._replica is not None else 0
+        write(comm.current(), path, tensors, {"model": self.description(), "iterations": iterations})
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take over weights, and the optimizer's state where it was saved, from the newest whole checkpoint.
+
+        Raises:
+            CheckpointError: there is none, or it is of another model; names the first weight that differs.
+            ConfigError: the model has no weights yet.
+        """
+        self._check_built("load()")
+        saved = read(comm.current(), path)
+        assert saved is not None
+        copy_into({w.name: w.data for w in self.weights}, saved.tensors["model"], "model")
+        if self._loss is not None and saved.tensors.get("optimizer"):
+            replica = self._replica_among(comm.current())
+            replica.restore(saved.tensors)
+            training = saved.values.get("training", saved.values)
+            self.optimizer.iterations = training["iterations"]
+
+    def summary(self) -> None:
+        """Print the layers with their output shapes and numbers of weights; only rank 0 does."""
+        if comm.current().rank == 0:
+            summarize(self)
+
+    def description(self) -> dict[str, Any]:
+        """Return what is needed to make and compile this model again, as JSON values."""
+        compiled = None
+        if self._loss is not None:
+            compiled = {
+                "optimizer": _described(self.optimizer),
+                "loss": _described(self._loss),
+                "metrics": [_described(metric) for metric in self._metrics],
+            }
+        return {**_described(self), "input_shape": self._built_for and self._built_for[1:], "compiled": compiled}
+
+    def _path_alone(self) -> str:
+        return ""  # the names of a model's weights do not begin with its own
+
+    def _check_built(self, what: str) -> None:
+        if self._built_for is None:
+            raise ConfigError(
+                f"{what}: the model has no weights yet; give its first layer input_shape, or call it once"
+            )
+
+    def _batches(self, x: Any, y: Any, batch_size: int, *, shuffle: bool) -> Batches:
+        """Return this rank's view of `x` and `y`, after building the model for them and checking the targets."""
+        if self._loss is None:
+            raise ConfigError("the model is not compiled; call compile(optimizer, loss) first")
+        ranks = comm.current()
+        batches = Batches(
+            x, y, batch_size=batch_size, shuffle=shuffle, seed=seed(), rank=ranks.rank, world_size=ranks.world_size
+        )
+        if batches.y is None:
+            raise DataError("training and evaluation need targets: give y")
+        with no_grad():
+            output = self(batches.x[:0], training=False)
+        self._loss.check(batches.y, (None, *output.shape[1:]))
+        return batches
+
+    def _replica_among(self, ranks: comm.Communicator) -> Replica:
+        if self._replica is None or self._replica.comm is not ranks:
+            assert self._loss is not None
+            self._replica = Replica(self, ranks, self.optimizer, self._loss, self._metrics)
+        return self._replica
+
+
+def _described(thing: Any) -> dict[str, Any]:
+    """Return class and arguments, or why they cannot be written down."""
+    name = type(thing).__name__
+    try:
+        config = thing.get_config()
+        json.dumps(config)
+    except (TypeError, ValueError, AttributeError) as error:
+        return {"class": name, "not_saved": str(error)}
+    return {"class": name, "config": config}
+
+
+def _part(array: Any, part: slice) -> Any:
+    return None if array is None else array[part]
+
+
+def _description(batches: Batches) -> list[Any]:
+    assert batches.y is not None
+    return [[name, str(array.dtype), list(array.shape)] for name, array in (("x", batches.x), ("y", batches.y))] + [
+        ["batch_size", batches.batch_size, batches.shuffle],
+        ["seed", batches.seed],
+    ]

@@ -1,0 +1,75 @@
+"""The progress of `fit`: a bar on a terminal, a line an epoch anywhere."""
+
+import time
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from disttrain.data import Batches
+from disttrain.training.callbacks import Callback, Logs
+
+_REFRESH_S = 0.1
+
+
+class ProgressBar(Callback):
+    """Shows how far an epoch is, samples per second, and the values so far.
+
+    Args:
+        batches: of the training data.
+        epochs: in all.
+        verbose: 0: nothing; 1 or "auto": bar and lines; 2: lines.
+    """
+
+    def __init__(self, batches: Batches, epochs: int, *, verbose: str | int) -> None:
+        self.batches = batches
+        self.epochs = epochs
+        self.console = Console(quiet=verbose == 0, highlight=False, soft_wrap=True)
+        self.bar = self.console.is_terminal and verbose in (1, "auto")
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        """Begin a bar."""
+        self.label = f"Epoch {epoch + 1}/{self.epochs}"
+        self.started = self.shown = time.perf_counter()
+        self.samples = 0
+        self.trained_s = 0.0
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[values]}"),
+            console=self.console, auto_refresh=False, transient=True, disable=not self.bar,
+        )  # fmt: skip
+        self.task = self.progress.add_task(self.label, total=self.batches.steps_per_epoch, values="")
+        self.progress.start()
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        """Move the bar, at most ten times a second."""
+        now = time.perf_counter()
+        self.trained_s = now - self.started
+        left = len(self.batches.x) - batch * self.batches.batch_size
+        self.samples += min(self.batches.batch_size, left)
+        if self.bar and now - self.shown > _REFRESH_S:
+            self.shown = now
+            self.progress.update(self.task, completed=batch + 1, values=_values(logs))
+            self.progress.refresh()
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Replace the bar by a line."""
+        self.progress.stop()
+        rate = f"{self.samples / self.trained_s:,.0f} samples/s" if self.trained_s else ""
+        self.console.print(f"{self.label}  {rate}  {_values(logs)}")
+
+    def on_train_end(self) -> None:
+        """Leave no bar behind."""
+        if hasattr(self, "progress"):
+            self.progress.stop()
+
+
+def _values(logs: Logs) -> str:
+    return "  ".join(f"{name} {_number(value)}" for name, value in logs.items())
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return "[" + " ".join(_number(v) for v in value) + "]"
+    return f"{value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.3e}"

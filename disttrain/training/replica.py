@@ -1,0 +1,163 @@
+"""Replica: this rank's copy of a compiled model, which takes the same steps as the other ranks' copies."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from disttrain.autodiff import Tensor, ops
+from disttrain.backend import to_host
+from disttrain.checkpoint import digest
+from disttrain.comm import Communicator
+from disttrain.data import Batch
+from disttrain.data_parallel import GradientSum, broadcast_weights, flatten, total_over
+from disttrain.errors import CheckpointError, NonFiniteError
+from disttrain.layers import Layer, Step, running
+from disttrain.losses import Loss
+from disttrain.metrics import Metric
+from disttrain.optimizers import Optimizer
+from disttrain.training.agreement import check_equal
+
+Sums = np.ndarray[Any, Any]  # of the loss, of samples, and of each metric: float64, added over steps and ranks
+
+
+class Replica:
+    """A model that is built, its optimizer, and the ranks that hold the other replicas.
+
+    Making one gives all ranks the weights of rank 0, and compares.
+
+    Args:
+        model: built.
+        comm: the ranks.
+        optimizer: whose slots become flat, or are so already.
+        loss: of a sample.
+        metrics: to add up beside the loss.
+
+    Raises:
+        CommError: the ranks' models differ; names the first weight that does.
+    """
+
+    def __init__(
+        self, model: Layer, comm: Communicator, optimizer: Optimizer, loss: Loss, metrics: list[Metric]
+    ) -> None:
+        self.model = model
+        self.comm = comm
+        self.optimizer = optimizer
+        self.loss = loss
+        self.metrics = metrics
+        for weights, trains in ((model.trainable_weights, True), (model.non_trainable_weights, False)):
+            for weight in weights:
+                weight.requires_grad = trains
+        layout = [[w.name, list(w.shape), str(w.dtype), w.requires_grad] for w in model.weights]
+        check_equal(comm, "the model", layout, "every rank must build the same model in the same order")
+        self.buffers = flatten(model.trainable_weights)
+        optimizer.build([buffer.data for buffer in self.buffers])
+        self.gradients = GradientSum(comm, self.buffers)
+        broadcast_weights(comm, model.weights)
+        check_equal(comm, "the weights' digest", self.digest(), "a message was damaged on its way")
+        self._shapes: list[tuple[int, ...]] = []
+
+    def train(self, batch: Batch) -> Sums:
+        """Take one step on this rank's part of a global batch; return the sums of all ranks.
+
+        Raises:
+            NonFiniteError: the loss is NaN or infinite on some rank, on all; no weight was changed by it.
+        """
+        number = self.optimizer.iterations
+        step = Step(training=True, number=number, first=batch.first, total=total_over(self.comm))
+        with running(step):
+            y_pred, per_sample = self._forward(batch)
+            self.gradients.backward(ops.sum(per_sample) / batch.global_size)
+        own = self._measure(batch, y_pred, per_sample)
+        sums: Sums = self.comm.all_reduce(own.copy())
+        if not np.isfinite(sums[0]):
+            self._raise_non_finite(number, own[0], batch)
+        self.optimizer.apply([b.gradient for b in self.buffers], [b.data for b in self.buffers])
+        return sums
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Return loss and metrics over `batches`, of all ranks, without changing a weight."""
+        self.share_state()
+        total: Sums | None = None
+        for batch in batches:
+            # recorded, and dropped: the loss looks behind the last activation, as in training
+            sums = self._measure(batch, *self._forward(batch))
+            total = sums if total is None else total + sums
+        assert total is not None
+        return self.logs(self.comm.all_reduce(total))
+
+    def logs(self, sums: Sums) -> dict[str, Any]:
+        """Return loss and metrics by name for what was added up in `sums`."""
+        values: dict[str, Any] = {"loss": float(sums[0] / sums[1])}
+        start = 2
+        for metric, shape in zip(self.metrics, self._shapes, strict=True):
+            end = start + int(np.prod(shape))
+            values[metric.name] = metric.result(sums[start:end].reshape(shape))
+            start = end
+        return values
+
+    def share_state(self) -> None:
+        """Make the untrained weights those of rank 0: they differ where statistics are not synchronized."""
+        broadcast_weights(self.comm, self.model.non_trainable_weights)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all weights of this replica."""
+        return digest({w.name: w.data for w in self.model.weights})
+
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """Return all arrays that make up the replica's state, by group and name."""
+        slots = {
+            f"{parameter}/{slot}": array
+            for buffer, arrays in zip(self.buffers, self.optimizer.slots, strict=True)
+            for slot, flat in arrays.items()
+            for parameter, array in buffer.split(flat).items()
+        }
+        return {"model": {w.name: w.data for w in self.model.weights}, "optimizer": slots}
+
+    def restore(self, tensors: dict[str, dict[str, Any]]) -> None:
+        """Take over the arrays that `tensors` of another replica of the same model gave.
+
+        Raises:
+            CheckpointError: names the first array that is missing, too many, or of another shape.
+        """
+        for group, arrays in self.tensors().items():
+            copy_into(arrays, tensors.get(group, {}), group)
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        y_pred = self.model(batch.x)
+        return y_pred, self.loss.per_sample(batch.y, y_pred)
+
+    def _measure(self, batch: Batch, y_pred: Tensor, per_sample: Tensor) -> Sums:
+        y_true, predicted = to_host(batch.y), y_pred.numpy()
+        parts = [metric.sums(y_true, predicted) for metric in self.metrics]
+        self._shapes = [part.shape for part in parts]
+        loss = per_sample.numpy()
+        return np.concatenate([[loss.sum(dtype=np.float64), loss.size], *[part.ravel() for part in parts]])
+
+    def _raise_non_finite(self, number: int, own: float, batch: Batch) -> None:
+        losses = self.comm.all_gather_json(str(own))
+        ranks = [rank for rank, loss in enumerate(losses) if not np.isfinite(float(loss))]
+        where = ", ".join(f"rank {rank} ({losses[rank]})" for rank in ranks)
+        raise NonFiniteError(
+            f"the loss is not finite at step {number} (counted from 0 over all epochs) on {where or 'the sum only'} "
+            f"of {self.comm.world_size}; no weight was changed. Look for NaN in the data, or lower the learning rate"
+        )
+
+
+def copy_into(arrays: dict[str, Any], saved: dict[str, Any], group: str) -> None:
+    """Copy `saved` arrays into `arrays` of the same names and shapes, in place.
+
+    Raises:
+        CheckpointError: names the first array that is missing, too many, or of another shape.
+    """
+    for name in sorted(arrays.keys() ^ saved.keys()):
+        where = "the model has no such weight" if name in saved else "it is not in the checkpoint"
+        raise CheckpointError(f"{group}: {name!r} does not match: {where}; build the model that was saved")
+    for name, array in arrays.items():
+        if array.shape != saved[name].shape or array.dtype != saved[name].dtype:
+            raise CheckpointError(
+                f"{group}: {name!r} is {saved[name].dtype} {saved[name].shape} in the checkpoint, "
+                f"{array.dtype} {array.shape} in the model; build the model that was saved"
+            )
+    for name, array in arrays.items():
+        array[...] = saved[name]

@@ -1,0 +1,50 @@
+"""The program `disttrain`."""
+
+import sys
+
+import click
+
+from disttrain.errors import DisttrainError
+from launch.job import Job
+from launch.supervise import supervise
+
+# The backspace keeps click from joining the lines.
+_RUN_EXAMPLES = """\b
+Examples:
+  disttrain run train.py --epochs 3
+  disttrain run -n 4 train.py --epochs 3
+  disttrain run -n 2 --launcher mpirun train.py
+"""
+
+
+class _RefusedError(click.ClickException):
+    exit_code = 2  # as for a wrong option: nothing was started
+
+
+@click.group()
+@click.version_option(package_name="disttrain", prog_name="disttrain")
+def main() -> None:
+    """Train on any number of workers, from one command."""
+
+
+@main.command(context_settings={"allow_interspersed_args": False}, epilog=_RUN_EXAMPLES)
+@click.option("-n", "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Number of workers.")
+@click.option(
+    "--launcher",
+    default="",
+    metavar="NAME",
+    help="What starts them: local (one worker), mpirun, or a dotted path of your own. [default: by -n]",
+)
+@click.argument("script", type=click.Path(exists=True, dir_okay=False))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(workers: int, launcher: str, script: str, arguments: tuple[str, ...]) -> None:
+    """Run SCRIPT on one or more workers, and end with its exit code.
+
+    All that follows SCRIPT belongs to it. Each line of output carries the rank that wrote it; when a rank
+    fails, all end, and its traceback comes last.
+    """
+    job = Job(workers=workers, script=script, arguments=arguments, launcher=launcher)
+    try:
+        sys.exit(supervise(job))
+    except DisttrainError as error:
+        raise _RefusedError(str(error)) from error

@@ -1,0 +1,85 @@
+"""A job as values: what is to run, on how many workers, and the command lines that start it."""
+
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import launch
+from disttrain.errors import LaunchError, unknown_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to run.
+
+    Attributes:
+        workers: number of processes.
+        script: path of the user's script.
+        arguments: the script's own arguments, passed on unchanged.
+        launcher: a module of this package, or a dotted path; empty chooses by `workers`.
+        python: the interpreter that runs the workers.
+    """
+
+    workers: int
+    script: str
+    arguments: tuple[str, ...] = ()
+    launcher: str = ""
+    python: str = sys.executable
+
+    @property
+    def worker(self) -> tuple[str, ...]:
+        """The command line of one worker."""
+        # -P: a folder `launch` in the current directory must not take this package's place.
+        return (self.python, "-P", "-m", "launch.worker", self.script, *self.arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command line, and what it adds to the environment."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str] = field(default_factory=dict)
+
+
+Launcher = Callable[[Job], list[Command]]
+
+
+def commands(job: Job) -> list[Command]:
+    """Return the command lines that start `job`, as its launcher writes them.
+
+    Raises:
+        ConfigError: there is no launcher of this name.
+        LaunchError: the launcher cannot start this job, or cannot be imported.
+    """
+    return _launcher(job.launcher or ("local" if job.workers == 1 else "mpirun"))(job)
+
+
+def _launcher(name: str) -> Launcher:
+    """Return the launcher `name`: the file name is the registration."""
+    if "." in name:
+        return _imported(name)
+    modules = [module.name for module in pkgutil.iter_modules(launch.__path__)]
+    if name in modules and (found := _commands(f"launch.{name}")):
+        return found
+    raise unknown_name("launcher", name, [each for each in modules if _commands(f"launch.{each}")])
+
+
+def _imported(path: str) -> Launcher:
+    """Return the launcher in the user's own module `path`."""
+    sys.path.append(os.getcwd())  # the program is not a script: its path lacks the current directory
+    try:
+        found = _commands(path)
+    except ImportError as error:
+        raise LaunchError(f"launcher {path!r} cannot be imported: {error}") from error
+    if found is None:
+        raise LaunchError(f"launcher {path!r} has no function commands(job); see docs/launching.md")
+    return found
+
+
+def _commands(module: str) -> Launcher | None:
+    """Return the function `commands` that `module` defines, None where it has none of its own."""
+    found: Launcher | None = getattr(importlib.import_module(module), "commands", None)
+    return found if found is not commands else None

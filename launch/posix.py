@@ -1,0 +1,69 @@
+"""Signals and families of processes: what the supervisor asks of the system."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Collection, Iterator
+
+import psutil  # type: ignore[import-untyped]
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+@contextlib.contextmanager
+def caught_signals() -> Iterator[int]:
+    """Catch the signals that a supervisor is sent; yield a descriptor that carries their numbers."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGCHLD]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        numbers.append(signal.SIGHUP)
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    try:
+        yield reader.fileno()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        reader.close()
+        writer.close()
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant that loses its own: none escapes `end_family`."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent() -> None:
+    """Have this process receive SIGTERM when its parent dies, even by SIGKILL."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def signal_family(number: signal.Signals) -> None:
+    """Send a signal to all descendants of this process, whatever session they are in."""
+    for member in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.send_signal(number)
+
+
+def await_family(timeout_s: float, *, but: Collection[int]) -> None:
+    """Wait until all descendants of this process have ended, except the pids `but`."""
+    end_s = time.monotonic() + timeout_s
+    while members := [each.pid for each in psutil.Process().children(recursive=True) if each.pid not in but]:
+        for pid in members:
+            with contextlib.suppress(ChildProcessError):  # not ours, or not yet
+                os.waitpid(pid, os.WNOHANG)
+        if time.monotonic() >= end_s:
+            return
+        time.sleep(0.005)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

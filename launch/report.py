@@ -1,0 +1,86 @@
+"""A failure as a file: what a worker leaves for its supervisor, and how that is put into words."""
+
+import json
+import os
+import re
+import signal
+import socket
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# How MPICH and Open MPI say it; MPICH's exit code alone is ambiguous: 9 is SIGKILL, and os._exit(9).
+_SIGNAL = re.compile(rb"\(signal (\d+)\)|on\s+signal (\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The end of a rank that failed.
+
+    Attributes:
+        rank: who.
+        world_size: of how many.
+        host: where.
+        time_s: when, by `time.monotonic`, which is common to the processes of a host.
+        exit_code: what the job is to end with; never 0.
+        text: the traceback, with all notes.
+    """
+
+    rank: int
+    world_size: int
+    host: str
+    time_s: float
+    exit_code: int
+    text: str
+
+    def write(self, folder: Path) -> None:
+        """Leave this report in `folder`, in one step: nobody reads half of it."""
+        target = folder / f"report.{self.rank}.json"
+        temporary = target.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self)))
+        os.replace(temporary, target)
+
+    def words(self, order: str) -> str:
+        """Return who failed, where, and why; the traceback is last. `order` is "first", or "then"."""
+        return (
+            f"disttrain: rank {self.rank} of {self.world_size} failed {order}, on host {self.host}, "
+            f"exit code {self.exit_code}:\n{self.text}"
+        )
+
+
+def read_reports(folder: Path) -> list[Report]:
+    """Return the reports in `folder`, the first failure first."""
+    found = [Report(**json.loads(path.read_text())) for path in folder.glob("report.*.json")]
+    return sorted(found, key=lambda report: report.time_s)
+
+
+def signal_in(exit_code: int, said: bytes) -> int:
+    """Return the signal that ended a worker, 0 where none did.
+
+    Args:
+        exit_code: as `subprocess` gives it: negative for a signal.
+        said: what the launcher wrote of its own.
+    """
+    number = 0
+    if exit_code < 0:
+        number = -exit_code
+    elif match := _SIGNAL.search(said):
+        number = int(match[1] or match[2])
+    elif exit_code > 128:
+        number = exit_code - 128
+    return number if number in set(signal.Signals) else 0
+
+
+def loss_in_words(rank: int | None, world_size: int, exit_code: int, number: int) -> str:
+    """Return what is known of a worker that ended without a report.
+
+    Args:
+        rank: the first on this host, None where none is known.
+        world_size: of how many.
+        exit_code: of the launcher.
+        number: of the signal that ended it, 0 where none is known.
+    """
+    who = "a rank" if rank is None else f"rank {rank} of {world_size}, on host {socket.gethostname()},"
+    if not number:
+        return f"disttrain: {who} ended with exit code {exit_code}, without an exception\n"
+    hint = "; if nobody sent it, the host may have run out of memory" if number == signal.SIGKILL else ""
+    return f"disttrain: {who} was ended by signal {number} ({signal.Signals(number).name}){hint}\n"

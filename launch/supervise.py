@@ -1,0 +1,248 @@
+"""The supervisor: starts a job's processes, passes on what they write, and ends them together.
+
+Each rank on this host has three pipes, by name, in the job's private folder: `out` and `err` carry what
+it writes, `alive` its last word, and closes when it ends. They serve under every launcher, and tell which
+rank was the first to go. A rank elsewhere does without: its launcher's own outputs serve.
+"""
+
+import contextlib
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from disttrain import env
+from disttrain.errors import LaunchError
+from launch import posix
+from launch.job import Command, Job, commands
+from launch.relay import HOLD_S, Sink, Stream
+from launch.report import loss_in_words, read_reports, signal_in
+from launch.worker import FAILED, INTERRUPTED, PIPES
+
+STOP_S = 2.0  # a worker may save its work when it is asked to stop
+FAIL_S = 1.0  # after a failure as well, but two seconds after it the job is over
+
+_NEVER_S = float("inf")
+_CHUNK_BYTES = 1 << 16
+
+
+def supervise(job: Job) -> int:
+    """Run `job` to its end and return its exit code: 0 only when every rank succeeded.
+
+    All descendants of this process are ended with the job, so the caller must have no others.
+
+    Raises:
+        LaunchError: the job cannot be started.
+        ConfigError: there is no such launcher.
+    """
+    lines = commands(job)
+    with tempfile.TemporaryDirectory(prefix="disttrain-") as folder, posix.caught_signals() as signals:
+        running = _Running(job, Path(folder))
+        try:
+            running.start(lines, signals)
+            running.watch()
+        finally:
+            running.end()
+        return running.verdict()
+
+
+class _Running:
+    """A job on its way, and what is known of its end."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self._job = job
+        self._folder = folder
+        self._selector = selectors.DefaultSelector()
+        self._pipes: set[int] = set()
+        self._streams: list[Stream] = []
+        self._out = Sink(1)
+        self._err = self._out if os.path.sameopenfile(1, 2) else Sink(2)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._launcher_pipes: set[int] = set()
+        self._heard = b""  # what the launcher wrote of its own
+        self._unsaid = b""  # the part of it that was held back
+        self._has_failed = False
+        self._code = 0  # of the first process that failed
+        self._lost: int | None = None  # the first rank that ended without a word
+        self._lost_s = _NEVER_S
+        self._asked = 0  # the signal that asked for the end
+        self._asked_s = _NEVER_S
+        self._deadline_s = _NEVER_S
+
+    def start(self, lines: list[Command], signals: int) -> None:
+        """Start the job's processes; `signals` is a descriptor that carries those of this process."""
+        posix.adopt_orphans()
+        self._selector.register(signals, selectors.EVENT_READ, self._on_signals)
+        for rank in range(self._job.workers):
+            for name in PIPES:
+                path = self._folder / f"{name}.{rank}"
+                os.mkfifo(path, 0o600)
+                self._listen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), self._handler(name, rank))
+        ends = self._launcher_pipe(self._out), self._launcher_pipe(self._err)
+        try:
+            for line in lines:
+                self._processes.append(self._process(line, *ends))
+        finally:
+            for end in ends:
+                os.close(end)
+
+    def watch(self) -> None:
+        """Pass on outputs and signals until the processes have ended, or have had their time."""
+        while None in (codes := [process.poll() for process in self._processes]):
+            if not self._code and any(codes):
+                self._serve(0)  # was it a rank? If so its pipe tells, before others fail because of it
+                self._code = next(filter(None, codes))
+                self._has_failed = True
+            now_s = time.monotonic()
+            if self._has_failed and self._deadline_s == _NEVER_S:
+                self._deadline_s = now_s + FAIL_S
+                posix.signal_family(signal.SIGTERM)
+            if now_s >= self._deadline_s:
+                return
+            self._serve(self._deadline_s - now_s)
+
+    def end(self) -> None:
+        """End whatever is left of the job, and pass on its last words."""
+        ours = {process.pid for process in self._processes}
+        grace_s = min(max(self._deadline_s - time.monotonic(), 0.0), FAIL_S)
+        for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, FAIL_S)):
+            posix.signal_family(number)
+            posix.await_family(wait_s, but=ours)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                for process in self._processes:
+                    process.wait(wait_s)
+        while self._serve(0):
+            pass
+        for stream in self._streams:
+            stream.flush(_NEVER_S)
+        for sink in (self._out, self._err):
+            sink.restore()
+        self._selector.close()
+        for pipe in self._pipes:
+            os.close(pipe)
+
+    def verdict(self) -> int:
+        """Return the exit code of the job; where it failed, say who was the first, where, and why."""
+        codes = (self._code, *(process.returncode for process in self._processes), self._has_failed)
+        code = next(filter(None, codes), 0)
+        number = signal_in(code, self._heard)
+        loss = loss_in_words(self._lost, self._job.workers, code, number)
+        first = next(iter(read_reports(self._folder)), None)
+        if first is not None and first.time_s < self._asked_s:
+            is_first = not number or first.time_s < self._lost_s
+            self._say(first.words("first") if is_first else loss + first.words("then"))
+            return first.exit_code
+        if self._asked:
+            return 128 + self._asked
+        if code:
+            # Of a signal the launcher knows no more than this; of anything else it may.
+            self._say(loss if number else self._unsaid.decode(errors="replace") + loss)
+        return 128 + number if number else code
+
+    def _process(self, line: Command, out: int, err: int) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                line.argv,
+                env={**self._environment(), **line.env, env.JOB_DIR: str(self._folder)},
+                stdin=subprocess.DEVNULL if os.isatty(0) else None,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                preexec_fn=posix.die_with_parent,
+            )
+        except OSError as error:
+            raise LaunchError(f"{line.argv[0]} cannot be started: {error}") from error
+
+    def _environment(self) -> dict[str, str]:
+        """Return the environment, in which rich finds the terminal that workers cannot see."""
+        if not os.isatty(1):
+            return dict(os.environ)
+        columns = shutil.get_terminal_size().columns - len(self._label(self._job.workers - 1))
+        return {"TTY_COMPATIBLE": "1", **os.environ, "COLUMNS": str(columns)}
+
+    def _label(self, rank: int) -> bytes:
+        return b"[%d] " % rank if self._job.workers > 1 else b""
+
+    def _handler(self, name: str, rank: int) -> Callable[[int], None]:
+        """Return what handles the pipe `name` of `rank`."""
+        if name == "alive":
+            return partial(self._on_word, rank)
+        return self._relay(self._out if name == "out" else self._err, self._label(rank))
+
+    def _relay(self, sink: Sink, label: bytes) -> Callable[[int], None]:
+        """Return what passes on to `sink` the bytes of a pipe."""
+        stream = Stream(sink, label)
+        self._streams.append(stream)
+        return partial(self._on_output, stream)
+
+    def _launcher_pipe(self, sink: Sink) -> int:
+        """Return a descriptor for the launcher to write to."""
+        pipe, end = os.pipe()
+        self._launcher_pipes.add(pipe)
+        self._listen(pipe, self._relay(sink, b""))
+        return end
+
+    def _listen(self, pipe: int, handler: Callable[[int], None]) -> None:
+        self._pipes.add(pipe)
+        self._selector.register(pipe, selectors.EVENT_READ, handler)
+
+    def _serve(self, wait_s: float) -> bool:
+        """Handle what has come, after waiting for it if need be; return whether there was anything."""
+        if any(stream.is_waiting for stream in self._streams):
+            wait_s = min(wait_s, HOLD_S)
+        events = self._selector.select(min(wait_s, 3600.0))
+        # Ranks first: whether one was lost decides what the launcher's words are worth.
+        for key, _ in sorted(events, key=lambda event: event[0].fd in self._launcher_pipes):
+            key.data(key.fd)
+        for stream in self._streams:
+            stream.flush(time.monotonic())
+        return bool(events)
+
+    def _on_output(self, stream: Stream, pipe: int) -> None:
+        data = os.read(pipe, _CHUNK_BYTES)
+        if not data:
+            self._selector.unregister(pipe)
+            return
+        if pipe in self._launcher_pipes:
+            self._heard = (self._heard + data)[-_CHUNK_BYTES:]
+            if self._has_failed or self._lost is not None or self._asked:
+                self._unsaid += data  # that it ended badly, the verdict tells better
+                return
+        stream.feed(data, time.monotonic())
+
+    def _on_word(self, rank: int, pipe: int) -> None:
+        word = os.read(pipe, 1)
+        self._selector.unregister(pipe)
+        self._has_failed |= word in (FAILED, INTERRUPTED)
+        if word == INTERRUPTED:
+            self._ask(signal.SIGINT)
+        if not word and self._lost is None:  # epoll tells of them in the order in which they went
+            self._lost, self._lost_s = rank, time.monotonic()
+
+    def _on_signals(self, signals: int) -> None:
+        """Pass a signal on to the launcher, which passes it on to the workers; a second one ends the job."""
+        for number in os.read(signals, _CHUNK_BYTES):
+            if number == signal.SIGCHLD:
+                continue  # it has woken us up
+            if self._asked:
+                self._deadline_s = 0
+                continue
+            self._ask(number)
+            self._deadline_s = min(self._deadline_s, self._asked_s + STOP_S)
+            for process in self._processes:
+                process.send_signal(number)
+
+    def _ask(self, number: int) -> None:
+        """Note the first signal that asks for the end: what fails later fails because of it."""
+        if not self._asked:
+            self._asked, self._asked_s = number, time.monotonic()
+
+    def _say(self, text: str) -> None:
+        self._err.finish()
+        self._err.write(self, b"", text.encode(errors="backslashreplace"))

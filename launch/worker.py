@@ -1,0 +1,149 @@
+"""What every rank runs: `python -m launch.worker script.py args...`.
+
+The script runs as `python script.py` would run it. When it fails, the rank leaves a report for the
+supervisor and ends the whole job, so that no other rank waits for it.
+"""
+
+import builtins
+import contextlib
+import faulthandler
+import io
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from disttrain import env
+from launch.report import Report
+
+PIPES = ("out", "err", "alive")  # of each rank; its supervisor made them in the job's folder
+DONE, FAILED, INTERRUPTED = b".", b"!", b"^"  # the last word on `alive`
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the script ``argv[0]`` with the arguments that follow it; return when it succeeded."""
+    place = env.place()
+    folder = os.environ.get(env.JOB_DIR)
+    alive = _join_supervisor(Path(folder), place.rank) if folder else None
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Whole lines, as on a terminal. PYTHONUNBUFFERED would write each print in two pieces.
+            stream.reconfigure(line_buffering=True, write_through=False)
+    faulthandler.enable()
+    try:
+        _run(argv)
+    except KeyboardInterrupt:
+        _say(alive, INTERRUPTED)
+        _end_job(128 + signal.SIGINT, is_quiet=True)
+    except BaseException as error:
+        time_s = time.monotonic()
+        code = _exit_code(error)
+        if code:
+            has_left_it = _leave(_report(error, place, code, time_s), folder)
+            _say(alive, FAILED)
+            _end_job(code, is_quiet=has_left_it)
+    _say(alive, DONE)
+
+
+def _join_supervisor(folder: Path, rank: int) -> int | None:
+    """Write to the supervisor's pipes from now on; return the one that closes when this process ends.
+
+    Returns:
+        None where they are out of reach, as on another host: the launcher's own outputs serve then.
+    """
+    try:
+        out, err, alive = (os.open(folder / f"{name}.{rank}", os.O_WRONLY | os.O_NONBLOCK) for name in PIPES)
+    except OSError:
+        return None
+    for pipe, target in ((out, 1), (err, 2)):
+        os.set_blocking(pipe, True)
+        os.dup2(pipe, target)
+        os.close(pipe)
+    return alive
+
+
+def _say(alive: int | None, word: bytes) -> None:
+    """Tell the supervisor how this rank ends."""
+    if alive is not None:
+        with contextlib.suppress(BrokenPipeError):  # it is gone
+            os.write(alive, word)
+
+
+def _run(argv: Sequence[str]) -> None:
+    """Run a script in a fresh `__main__`, with the path and the arguments that Python would give it."""
+    script = os.path.abspath(argv[0])
+    module = types.ModuleType("__main__")
+    vars(module).update(__file__=script, __builtins__=builtins, __cached__=None)
+    sys.modules["__main__"] = module
+    sys.argv = list(argv)
+    if not sys.flags.safe_path:
+        del sys.path[0]
+    sys.path.insert(0, os.path.dirname(os.path.realpath(script)))
+    # Not `runpy.run_path`: it gives a relative `__file__`, and drops `__main__` before threads and
+    # exit handlers of the script are done with it.
+    with io.open_code(script) as source:
+        code = compile(source.read(), script, "exec", dont_inherit=True)
+    exec(code, vars(module))  # noqa: S102 - the user's own script
+
+
+def _exit_code(error: BaseException) -> int:
+    """Return the exit code that Python would give a script which ends with `error`."""
+    if not isinstance(error, SystemExit):
+        return 1
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code and (error.code & 0xFF or 1)  # 256 would count as success
+    return 1
+
+
+def _report(error: BaseException, place: env.Place, exit_code: int, time_s: float) -> Report:
+    """Return the report of `error`: its traceback starts in the script, its note says whose it is."""
+    host = socket.gethostname()
+    error.add_note(f"rank {place.rank} of {place.world_size}, host {host}")
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    if isinstance(error, SystemExit):
+        trace = None  # the script chose its end
+    return Report(
+        rank=place.rank,
+        world_size=place.world_size,
+        host=host,
+        time_s=time_s,
+        exit_code=exit_code,
+        text="".join(traceback.format_exception(type(error), error, trace)),
+    )
+
+
+def _leave(report: Report, folder: str | None) -> bool:
+    """Leave `report` for the supervisor, or print it where there is none; return whether it was left."""
+    with contextlib.suppress(OSError):  # the folder is on another host
+        if folder:
+            report.write(Path(folder))
+            return True
+    sys.stderr.write(report.text)
+    return False
+
+
+def _end_job(exit_code: int, *, is_quiet: bool) -> NoReturn:
+    """End this process at once, and all others of the job as far as MPI can."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads: the end is the same
+            stream.flush()
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        if is_quiet:  # all is said; the MPI would say that it was aborted
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        mpi.COMM_WORLD.Abort(exit_code)
+    os._exit(exit_code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

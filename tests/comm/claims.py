@@ -1,0 +1,185 @@
+"""What every transport must do, on any number of ranks: run by each transport's own tests.
+
+A claim is a function of a communicator, called on all ranks. It compares at its end, on all ranks at
+once, so that no rank leaves the others in the middle of a collective.
+"""
+
+import math
+import random
+
+import numpy as np
+
+SIZES = [0, 1, 2, 5, 7, 64, 1003, 300_007]
+DTYPES = ["float16", "float32", "float64", "int64"]
+OPS = {"sum": np.sum, "max": np.max, "min": np.min}
+
+
+def holds(comm, *truths):
+    """Assert on all ranks that `truths` hold on all ranks."""
+    everywhere = comm.all_gather_json([bool(truth) for truth in truths])
+    assert all(all(truths) for truths in everywhere), everywhere
+
+
+def values(shape, dtype, rank):
+    """Return what `rank` contributes: whole numbers, small enough for exact sums in float16."""
+    index = np.arange(math.prod(shape)) * 7 + rank * rank * 11 + rank
+    return (index % 13 - 6).astype(dtype).reshape(shape)
+
+
+def expected(comm, shape, dtype, op="sum"):
+    """Return what NumPy makes of all ranks' values."""
+    everyone = np.stack([values(shape, dtype, rank) for rank in range(comm.world_size)])
+    return OPS[op](everyone, axis=0).astype(dtype)
+
+
+def all_reduce_is_exact(comm, size, dtype, op):
+    array = values((size,), dtype, comm.rank)
+    result = comm.all_reduce(array, op)
+    holds(comm, result is array, np.array_equal(array, expected(comm, (size,), dtype, op)))
+
+
+def all_reduce_of_truths(comm):
+    mine = np.arange(10) % comm.world_size == comm.rank
+    some, all_of_them = comm.all_reduce(mine.copy(), "max"), comm.all_reduce(mine.copy(), "min")
+    holds(comm, some.all(), all_of_them.all() == (comm.world_size == 1))
+
+
+def all_reduce_gives_the_same_bits(comm):
+    array = np.random.default_rng(comm.rank).standard_normal(10_001).astype(np.float32)
+    copies = comm.all_gather(comm.all_reduce(array))
+    holds(comm, all(copy.tobytes() == copies[0].tobytes() for copy in copies))
+
+
+def all_reduce_of_views(comm):
+    whole = np.full((6, 8), 100.0)
+    strided, transposed = whole[::2, 1::3], values((5, 4), "float64", comm.rank).T
+    strided[...] = values(strided.shape, "float64", comm.rank)
+    scalar = np.array(comm.rank)
+    for array in (strided, transposed, scalar):
+        comm.all_reduce(array)
+    untouched = whole.copy()
+    untouched[::2, 1::3] = 100.0
+    holds(
+        comm,
+        np.array_equal(strided, expected(comm, strided.shape, "float64")),
+        np.array_equal(transposed, expected(comm, (5, 4), "float64").T),
+        scalar == sum(range(comm.world_size)),
+        (untouched == 100.0).all(),
+    )
+
+
+def all_reduce_counts_its_bytes(comm, size, dtype):
+    array, before = values((size,), dtype, comm.rank), comm.bytes_sent
+    comm.all_reduce(array)
+    sent = comm.bytes_sent - before
+    share = 2 * (comm.world_size - 1) * array.nbytes / comm.world_size
+    everyone = comm.all_gather_json(sent)
+    holds(
+        comm,
+        sum(everyone) == 2 * (comm.world_size - 1) * array.nbytes,
+        # two chunks stay at home, and each is up to one element longer or shorter than the mean
+        abs(sent - share) < 2 * array.itemsize,
+    )
+
+
+def reduce_scatter_gives_each_its_rows(comm, shape, op):
+    array = values(shape, "float32", comm.rank)
+    mine = comm.reduce_scatter(array, op)
+    first = shape[0] * comm.rank // comm.world_size
+    last = shape[0] * (comm.rank + 1) // comm.world_size
+    holds(
+        comm,
+        np.array_equal(mine, expected(comm, shape, "float32", op)[first:last]),
+        mine.shape == (last - first, *shape[1:]),
+        np.array_equal(array, values(shape, "float32", comm.rank)),
+    )
+
+
+def all_gather_stacks(comm, shape):
+    gathered = comm.all_gather(values(shape, "float32", comm.rank))
+    stacked = np.stack([values(shape, "float32", rank) for rank in range(comm.world_size)])
+    holds(comm, gathered.shape == stacked.shape, np.array_equal(gathered, stacked))
+
+
+def broadcast_from_every_root(comm):
+    for root in range(comm.world_size):
+        array = values((3, 17), "float64", comm.rank).T
+        result = comm.broadcast(array, root)
+        holds(comm, result is array, np.array_equal(array, values((3, 17), "float64", root).T))
+
+
+def json_of_every_length(comm):
+    value = {"rank": comm.rank, "text": "ü" * comm.rank * 1000, "pair": (1, None)}
+    gathered = comm.all_gather_json(value)
+    root = comm.world_size - 1
+    known = comm.broadcast_json(value if comm.rank == root else object, root)
+    wanted = [{"rank": rank, "text": "ü" * rank * 1000, "pair": [1, None]} for rank in range(comm.world_size)]
+    holds(comm, gathered == wanted, known == wanted[root])
+
+
+def messages_pass_around(comm):
+    after, before = (comm.rank + 1) % comm.world_size, (comm.rank - 1) % comm.world_size
+    if comm.world_size == 1:
+        return
+    first, second, empty = np.zeros(5), np.zeros((2, 3), np.int16), np.zeros(0)
+    # the second is asked for first, and overtaken only because its tag differs
+    requests = [comm.irecv(second, before, tag=2), comm.irecv(first, before, tag=1)]
+    sends = [
+        comm.isend(np.full(5, float(comm.rank)), after, tag=1),
+        comm.isend(np.full((3, 2), comm.rank, np.int16).T, after, tag=2),
+        comm.isend(empty, after),
+    ]
+    result = comm.recv(empty, before)
+    for request in requests + sends:
+        request.wait()
+    done = all(request.test() for request in requests + sends)
+    holds(comm, result is empty, done, (first == before).all(), (second == before).all())
+
+
+def pendings_interleave(comm, seed):
+    """Each rank drives its pending sums in an order of its own, with other collectives in between."""
+    order = random.Random(seed * 100 + comm.rank)
+    arrays = [values((size,), "float32", comm.rank) for size in (1003, 3, 0, 50_000)]
+    pendings, gathered = [], []
+    for array in arrays:
+        pendings.append(comm.start_all_reduce(array))
+        order.choice(pendings).advance()
+        gathered.append(comm.all_gather(np.array([comm.rank, len(pendings)])).tolist())
+        order.choice(pendings).advance()
+    order.shuffle(pendings)
+    for pending in pendings:
+        pending.wait()
+    holds(
+        comm,
+        all(pending.advance() for pending in pendings),
+        *(np.array_equal(a, expected(comm, a.shape, "float32")) for a in arrays),
+        gathered == [[[rank, n] for rank in range(comm.world_size)] for n in range(1, 5)],
+    )
+
+
+def pendings_need_no_wait(comm):
+    """Sums end by `advance` alone, each rank beginning with another one."""
+    arrays = [values((size,), "int64", comm.rank) for size in (10, 400_000, 1, 77)]
+    pendings = [comm.start_all_reduce(array) for array in arrays]
+    for turn in range(comm.rank, 10_000_000):
+        pendings[turn % 4].advance()
+        if turn % 4 == comm.rank % 4 and all(pending.advance() for pending in pendings):
+            break
+    holds(comm, *(np.array_equal(a, expected(comm, a.shape, "int64")) for a in arrays))
+
+
+def a_pending_sum_moves_while_a_message_is_awaited(comm):
+    array, message = values((100_000,), "float32", comm.rank), np.zeros(300_000)
+    pending = comm.start_all_reduce(array)
+    if comm.rank == 0:
+        for source in range(1, comm.world_size):
+            comm.recv(message, source)
+        pending.wait()
+    else:
+        pending.wait()
+        comm.send(message + comm.rank, 0)
+    holds(
+        comm,
+        np.array_equal(array, expected(comm, array.shape, "float32")),
+        comm.rank > 0 or (message == comm.world_size - 1).all(),
+    )

@@ -1,0 +1,147 @@
+"""The claims of `claims`, with ranks as threads and with one rank alone."""
+
+import numpy as np
+import pytest
+
+from disttrain import comm as dt_comm
+from disttrain.comm import base, ring, threads
+from disttrain.comm.scratch import Scratch
+from tests.comm import claims
+
+WORLD_SIZES = range(1, 9)
+each_world_size = pytest.mark.parametrize("world_size", WORLD_SIZES)
+
+
+@each_world_size
+@pytest.mark.parametrize("size", claims.SIZES)
+def test_all_reduce_is_exact(world_size, size):
+    def every_dtype(comm):
+        for dtype in claims.DTYPES:
+            for op in claims.OPS:
+                claims.all_reduce_is_exact(comm, size, dtype, op)
+
+    threads.run(world_size, every_dtype)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_all_reduce_of_ten_million_elements_is_exact(world_size):
+    threads.run(world_size, claims.all_reduce_is_exact, 10_000_000, "float32", "sum")
+
+
+@each_world_size
+@pytest.mark.parametrize(
+    "claim",
+    [
+        claims.all_reduce_of_truths,
+        claims.all_reduce_gives_the_same_bits,
+        claims.all_reduce_of_views,
+        claims.broadcast_from_every_root,
+        claims.json_of_every_length,
+        claims.messages_pass_around,
+        claims.pendings_need_no_wait,
+        claims.a_pending_sum_moves_while_a_message_is_awaited,
+    ],
+)
+def test_on_any_number_of_ranks(world_size, claim):
+    threads.run(world_size, claim)
+
+
+@each_world_size
+@pytest.mark.parametrize("size", claims.SIZES)
+def test_all_reduce_counts_its_bytes(world_size, size):
+    threads.run(world_size, claims.all_reduce_counts_its_bytes, size, "float32")
+
+
+@each_world_size
+@pytest.mark.parametrize("shape", [(0,), (3,), (8, 3), (13, 2, 2), (5, 0), (70_001, 5)])
+def test_reduce_scatter_gives_each_its_rows(world_size, shape):
+    threads.run(world_size, claims.reduce_scatter_gives_each_its_rows, shape, "sum")
+    threads.run(world_size, claims.reduce_scatter_gives_each_its_rows, shape, "max")
+
+
+@each_world_size
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5)])
+def test_all_gather_stacks(world_size, shape):
+    threads.run(world_size, claims.all_gather_stacks, shape)
+
+
+@each_world_size
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_pendings_interleave(world_size, seed):
+    threads.run(world_size, claims.pendings_interleave, seed)
+
+
+@pytest.mark.parametrize(
+    "claim", [claims.all_reduce_of_views, claims.json_of_every_length, claims.all_reduce_of_truths]
+)
+def test_one_rank_alone_is_no_special_case(claim):
+    claim(dt_comm.connect("local"))
+
+
+@each_world_size
+def test_no_rank_leaves_a_barrier_before_the_last_has_come(world_size):
+    events = []
+
+    def meet(comm):
+        for _ in range(20):
+            events.append("come")
+            comm.barrier()
+            events.append("leave")
+            comm.barrier()
+
+    threads.run(world_size, meet)
+    for start in range(0, len(events), 2 * world_size):
+        once = events[start : start + 2 * world_size]
+        assert once == ["come"] * world_size + ["leave"] * world_size
+
+
+def test_tags_of_collectives_wrap_and_stay_within_what_every_mpi_has():
+    tags = set()
+
+    def many(comm):
+        send = comm._isend
+        comm._isend = lambda array, dest, tag: (tags.add(tag), send(array, dest, tag))[1]
+        comm._sequence = base.USER_TAGS - 2
+        for _ in range(4):
+            claims.all_reduce_is_exact(comm, 10, "float32", "sum")
+
+    threads.run(2, many)
+    assert min(tags) == base.USER_TAGS
+    assert max(tags) == 2 * base.USER_TAGS - 1 == 32767
+
+
+def test_an_overflow_is_infinite_on_all_ranks_and_warns_on_none():
+    def overflow(comm):
+        return comm.all_reduce(np.full(10, 60_000, np.float16))
+
+    assert np.isinf(threads.run(2, overflow)).all()
+
+
+@pytest.mark.parametrize(("length", "parts"), [(0, 1), (0, 4), (3, 5), (10, 3), (1001, 7)])
+def test_chunks_cover_the_length_evenly(length, parts):
+    lengths = np.diff(ring.chunk_bounds(length, parts))
+    assert lengths.size == parts
+    assert lengths.sum() == length
+    assert lengths.max() - lengths.min() <= 1
+
+
+def test_scratch_memory_is_used_again_and_never_lent_twice():
+    scratch = Scratch()
+    first = scratch.take(1000, np.dtype(np.float32))
+    second = scratch.take(1000, np.dtype(np.float32))
+    assert first.shape == (1000,)
+    assert not np.may_share_memory(first, second)
+    scratch.give(first)
+    assert np.may_share_memory(scratch.take(500, np.dtype(np.float64)), first)
+
+
+def test_a_second_all_reduce_allocates_no_buffers():
+    def memory(comm):
+        array = np.ones(1_000_000, np.float32)
+        comm.all_reduce(array)
+        comm.barrier()
+        kept = sum(len(buffers) for buffers in comm._scratch._free.values())
+        comm.all_reduce(array)
+        return kept, sum(len(buffers) for buffers in comm._scratch._free.values())
+
+    assert threads.run(2, memory) == [(2, 2), (2, 2)]

@@ -1,0 +1,103 @@
+"""Under mpiexec, and where MPI and its launcher fail: each test starts processes of its own."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = pytest.mark.timeout(60)
+
+MPIEXEC = pathlib.Path(sys.executable).with_name("mpiexec")
+LAUNCHERS = ("PMI", "OMPI_", "PMIX_", "MPI_LOCAL", "SLURM_", "HYDRA_", "DISTTRAIN_", "PYTHONUNBUFFERED")
+
+needs_mpiexec = pytest.mark.skipif(not MPIEXEC.exists(), reason=f"there is no {MPIEXEC}")
+
+
+def start(command, **environ):
+    clean = {name: text for name, text in os.environ.items() if not name.startswith(LAUNCHERS)}
+    return subprocess.run(command, env=clean | environ, capture_output=True, text=True, timeout=30, check=False)
+
+
+def python(code, **environ):
+    return start([sys.executable, "-c", code], **environ)
+
+
+def ranks(count, code):
+    return start([str(MPIEXEC), "-n", str(count), sys.executable, "-W", "error", "-c", code])
+
+
+JOIN = "from disttrain import comm; c = comm.init()\n"
+
+
+@needs_mpiexec
+def test_a_job_that_ends_well_says_nothing():
+    done = ranks(2, JOIN + "c.barrier(); print(f'{c.transport} {c.rank} {c.world_size} {c.local_rank}')")
+    assert done.returncode == 0
+    assert sorted(done.stdout.splitlines()) == ["mpi 0 2 0", "mpi 1 2 1"]
+    assert done.stderr == ""
+
+
+@needs_mpiexec
+@pytest.mark.parametrize(
+    ("raising", "printed"),
+    [("1 / 0", "ZeroDivisionError: division by zero"), ("raise KeyboardInterrupt", "KeyboardInterrupt")],
+)
+def test_an_exception_on_one_rank_ends_all_within_two_seconds(raising, printed):
+    code = JOIN + (
+        "import sys, time; c.barrier()\n"
+        "if c.rank == 0: print('raised at', time.time()); sys.stdout.write('unflushed ')\n"
+        f"if c.rank == 0: {raising}\n"
+        "c.barrier()"
+    )
+    done = ranks(2, code)
+    ended = time.time()
+    raised = float(done.stdout.partition("raised at ")[2].split()[0])
+    assert ended - raised < 2
+    assert done.returncode != 0
+    assert "unflushed" in done.stdout
+    assert done.stderr.count("Traceback (most recent call last)") == 1
+    assert printed in done.stderr
+
+
+@needs_mpiexec
+def test_an_excepthook_of_the_users_own_comes_first():
+    code = (
+        "import sys; sys.excepthook = lambda *error: print('mine', error[1])\n" + JOIN + "if c.rank == 1: 1 / 0\n"
+        "c.barrier()"
+    )
+    done = ranks(2, code)
+    assert done.returncode != 0
+    assert "mine division by zero" in done.stdout
+
+
+def test_a_process_that_is_alone_under_a_launcher_of_two_refuses():
+    done = python(
+        "from disttrain import comm; comm.init()",
+        OMPI_COMM_WORLD_SIZE="2",
+        OMPI_COMM_WORLD_RANK="1",
+        DISTTRAIN_TRANSPORT="mpi",
+    )
+    assert done.returncode != 0
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("disttrain.errors.LaunchError: Open MPI's mpirun (OMPI_COMM_WORLD_SIZE=2)")
+    assert "MPICH Version: 5" in last
+    assert str(MPIEXEC) in last
+    assert "RuntimeWarning" not in done.stderr
+
+
+def test_an_mpi_that_cannot_be_loaded_names_both_ways_to_get_one():
+    done = python("from disttrain import comm; comm.init('mpi')", MPI4PY_LIBMPI="/nowhere/libmpi.so")
+    assert done.returncode != 0
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("disttrain.errors.LaunchError: MPI cannot be loaded")
+    assert "/nowhere/libmpi.so" in last
+    assert "pip install 'disttrain[mpi]'" in last
+    assert "the system's own" in last
+
+
+def test_importing_comm_loads_neither_mpi4py_nor_threadpoolctl():
+    code = "import sys, disttrain.comm, disttrain.comm.mpi; print({'mpi4py', 'threadpoolctl'} & {*sys.modules})"
+    assert python(code).stdout == "set()\n"

@@ -1,0 +1,74 @@
+"""Launchers are pure functions from a job to command lines; whose mpiexec there is, is found apart."""
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+import pytest
+
+from disttrain.errors import LaunchError
+from launch import local, mpirun
+from launch.job import Command, Job
+from launch.mpirun import Mpi, find_mpi
+
+JOB = Job(workers=2, script="train.py", arguments=("--name", "a b"), python="/env/bin/python")
+WORKER = ("/env/bin/python", "-P", "-m", "launch.worker", "train.py", "--name", "a b")
+ALONE = Job(workers=1, script="train.py", python="/env/bin/python")
+
+
+def test_local_starts_the_worker_itself():
+    assert local.commands(ALONE) == [Command(argv=WORKER[:5])]
+
+
+def test_mpich_labels_what_does_not_pass_through_the_supervisor():
+    mpi = Mpi(mpiexec="/env/bin/mpiexec", flavour="mpich")
+    assert mpirun.command(JOB, mpi) == Command(argv=("/env/bin/mpiexec", "-n", "2", "-prepend-rank", *WORKER))
+    assert mpirun.command(ALONE, mpi) == Command(argv=("/env/bin/mpiexec", "-n", "1", *WORKER[:5]))
+
+
+def test_open_mpi_runs_as_root_on_more_workers_than_cores_and_leaves_them_all_cores():
+    options = ("-n", "2", "--oversubscribe", "--bind-to", "none", "--tag-output")
+    assert mpirun.command(JOB, Mpi(mpiexec="/usr/bin/mpirun", flavour="openmpi")) == Command(
+        argv=("/usr/bin/mpirun", *options, *WORKER),
+        env={"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"},
+    )
+
+
+def test_an_mpi_of_unknown_flavour_gets_no_options():
+    assert mpirun.command(JOB, Mpi(mpiexec="mpiexec", flavour="other")).argv == ("mpiexec", "-n", "2", *WORKER)
+
+
+@pytest.mark.parametrize("flavour", ["mpich", "openmpi", "other"])
+def test_an_argument_that_mpiexec_would_take_for_itself_is_refused(flavour):
+    with pytest.raises(LaunchError, match="':'"):
+        mpirun.command(Job(workers=2, script="s.py", arguments=("a", ":")), Mpi(mpiexec="mpiexec", flavour=flavour))
+
+
+@pytest.mark.parametrize(
+    ("version", "flavour"),
+    [
+        ("HYDRA build details:\n    Version: 5.0.2", "mpich"),
+        ("Intel(R) MPI Library for Linux* OS, Version 2021.13", "mpich"),
+        ("mpiexec (Open MPI) 5.0.11", "openmpi"),
+        ("mpirun (Open MPI) 4.1.4", "openmpi"),
+        ("something else 1.0", "other"),
+    ],
+)
+def test_the_mpi_on_the_path_says_whose_it_is(tmp_path: Path, version, flavour):
+    program = tmp_path / "mpirun"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{version}\nEND\n")
+    program.chmod(0o755)
+    assert find_mpi(wheels=(), path=str(tmp_path)) == Mpi(mpiexec=str(program), flavour=flavour)
+
+
+def test_the_mpi_of_a_wheel_comes_before_the_one_on_the_path(tmp_path: Path):
+    try:
+        importlib.metadata.distribution("mpich")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("this environment has no MPI from a wheel")
+    program = tmp_path / "mpiexec"
+    program.write_text("#!/bin/sh\necho other\n")
+    program.chmod(0o755)
+    found = find_mpi(path=str(tmp_path))
+    assert Path(found.mpiexec).parent == Path(sys.prefix, "bin")
+    assert found.flavour == "mpich"

@@ -1,0 +1,37 @@
+"""Tests among MPI ranks: every rank runs the same tests, and rank 0 alone reports those that pass."""
+
+import io
+import os
+
+import pytest
+
+from disttrain import comm as dt_comm
+from disttrain import env
+from tests.conftest import STDERR
+
+
+@pytest.fixture(scope="session")
+def comm():
+    """Return this rank's communicator, over MPI, whatever the number of ranks."""
+    return dt_comm.init("mpi")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session):
+    if env.place().rank > 0:
+        session.config.get_terminal_writer()._file = io.StringIO()
+        session.config.pluginmanager.register(FailuresOnly(session.config))
+
+
+class FailuresOnly:
+    """Prints what failed on this rank."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            text = f"\nrank {env.place().rank}: {report.nodeid}\n{report.longreprtext}\n"
+            os.write(self.config.stash[STDERR], text.encode())
+
+    pytest_collectreport = pytest_runtest_logreport
