@@ -235,9 +235,11 @@ class Model(Layer):
         )
         if batches.y is None:
             raise DataError("training and evaluation need targets: give y")
-        with no_grad():
-            output = self(batches.x[:0], training=False)
-        self._loss.check(batches.y, (None, *output.shape[1:]))
+        if self._built_for is None or self._built_for[1:] != batches.x.shape[1:]:
+            with no_grad():
+                self(batches.x[:0], training=False)
+        assert self.output_shape is not None
+        self._loss.check(batches.y, self.output_shape)
         return batches
 
     def _replica_among(self, ranks: comm.Communicator) -> Replica:
