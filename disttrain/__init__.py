@@ -13,40 +13,25 @@ runs in one process as ``python train.py``, and unchanged among four as ``disttr
 ``mpirun -n 4 python train.py``.
 """
 
-from disttrain import backend, checkpoint, comm, errors, initializers, layers, losses, metrics, optimizers
-from disttrain.autodiff import Tensor, check_grads, grad, no_grad, op, ops, value_and_grad
-from disttrain.comm import init
-from disttrain.data import datasets
-from disttrain.layers import Layer
-from disttrain.training import Model, Sequential, callbacks, load_model, utils
-from disttrain.training.utils import state_digest
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from disttrain.api import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Layer",
-    "Model",
-    "Sequential",
-    "Tensor",
-    "backend",
-    "callbacks",
-    "check_grads",
-    "checkpoint",
-    "comm",
-    "datasets",
-    "errors",
-    "grad",
-    "init",
-    "initializers",
-    "layers",
-    "load_model",
-    "losses",
-    "metrics",
-    "no_grad",
-    "op",
-    "ops",
-    "optimizers",
-    "state_digest",
-    "utils",
-    "value_and_grad",
-]
+
+def __getattr__(name: str) -> Any:
+    # Not imported at once: the launcher needs `disttrain.errors` only, and a script may set variables that NumPy
+    # reads when it is imported.
+    api = importlib.import_module("disttrain.api")
+    if name == "__all__":
+        return api.__all__
+    if name not in api.__all__:
+        raise AttributeError(f"module 'disttrain' has no attribute {name!r}")
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *importlib.import_module("disttrain.api").__all__]

@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -57,8 +58,8 @@ def set_random_seed(seed: int) -> None:
         ConfigError: `seed` is not an integer of 64 bits, counted from 0.
     """
     global _seed
-    if not 0 <= seed < 2**64:
-        raise ConfigError(f"seed must be from 0 to 2**64 - 1, not {seed}")
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**64:
+        raise ConfigError(f"seed must be an integer from 0 to 2**64 - 1, not {seed!r}")
     _seed = int(seed)
 
 
@@ -71,7 +72,7 @@ def philox(*key: int | str, first_block: int = 0) -> np.random.Philox:
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
     """
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in key)
+    text = "\x1f".join(f"{'str' if isinstance(part, str) else 'int'}:{part}" for part in key)
     words = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), dtype="<u8")
     return np.random.Philox(key=words.astype(np.uint64), counter=first_block)
 

@@ -64,6 +64,10 @@ def variance_scaling(scale: float, mode: str, distribution: str) -> Initializer:
     Sources: Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks",
     2010; He et al., "Delving deep into rectifiers", 2015.
     """
+    if mode not in ("fan_in", "fan_out", "fan_avg"):
+        raise unknown_name("mode", mode, ("fan_in", "fan_out", "fan_avg"))
+    if distribution not in ("uniform", "truncated_normal"):
+        raise unknown_name("distribution", distribution, ("uniform", "truncated_normal"))
 
     def draw(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
         fan_in, fan_out = _fans(shape)

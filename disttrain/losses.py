@@ -45,6 +45,8 @@ class Loss(ABC):
         """Return the mean over the samples, a scalar Tensor."""
         y_pred = y_pred if isinstance(y_pred, Tensor) else Tensor(y_pred)
         y_true = get_array_module(y_pred.data).asarray(array_of(y_true))
+        if y_true.shape[:1] != y_pred.shape[:1]:
+            raise ShapeError(f"{self.name}: targets of shape {y_true.shape} for outputs of shape {y_pred.shape}")
         self.check(y_true, y_pred.shape)
         return self.per_sample(y_true, y_pred).mean()
 
@@ -187,6 +189,11 @@ class FunctionLoss(Loss):
         if not isinstance(value, Tensor):
             raise ConfigError(f"loss {self.name!r} must return a Tensor, not {type(value).__name__}")
         samples = y_pred.shape[0]
+        if value.ndim and value.shape[0] != samples:
+            raise ShapeError(
+                f"loss {self.name!r} returned shape {value.shape} for {samples} samples; expected a value for each "
+                "sample, or a scalar, their mean"
+            )
         return ops.broadcast_to(value.reshape(1), shape=(samples,)) if value.ndim == 0 else _flat_mean(value)
 
     def check(self, y_true: Array, output_shape: tuple[int | None, ...]) -> None:
@@ -214,9 +221,14 @@ def get(loss: str | Loss | Callable[[Any, Any], Any]) -> Loss:
 
 
 def argument_of(y: Any, activation: Op[Any]) -> Any:
-    """Return the Tensor that `activation` made `y` of; None if it did not, or nothing was recorded."""
+    """Return the Tensor that `activation` made `y` of; None if it did not, or nothing was recorded.
+
+    A softmax along another axis than the last, on which the classes are, is another activation.
+    """
     call = y.call
     if call is None or call.op is not activation or call.saved is None:
+        return None
+    if call.attributes.get("axis", -1) not in (-1, y.ndim - 1):
         return None
     return call.argument(0)
 

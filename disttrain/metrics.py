@@ -191,6 +191,8 @@ class F1Score(Metric):
 
     def sums(self, y_true: HostArray, y_pred: HostArray) -> HostArray:
         """Return the numbers of true positives, predictions and targets, shape ``(3, classes)``."""
+        if y_pred.ndim == 1:
+            y_pred = y_pred[:, None]
         actual = _actual(y_true, y_pred)
         if self.threshold is not None:
             predicted = y_pred > self.threshold

@@ -21,7 +21,23 @@ class _RefusedError(click.ClickException):
     exit_code = 2  # as for a wrong option: nothing was started
 
 
-@click.group()
+class _Commands(click.Group):
+    """The commands; one that needs more than the standard library is imported when it is asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted([*super().list_commands(context), "data"])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Return the command of a name."""
+        if name == "data":
+            from launch.fetch import data
+
+            return data
+        return super().get_command(context, name)
+
+
+@click.group(cls=_Commands)
 @click.version_option(package_name="disttrain", prog_name="disttrain")
 def main() -> None:
     """Train on any number of workers, from one command."""

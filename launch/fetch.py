@@ -26,16 +26,18 @@ from disttrain.errors import (
     unknown_name,
 )
 
+# The backspace keeps click from joining the lines.
+_EXAMPLES = """\b
+Examples:
+  disttrain data                  which there are, and which are here
+  disttrain data fashion_mnist    bring one
+"""
 
-@click.command()
+
+@click.command(epilog=_EXAMPLES)
 @click.argument("name", required=False)
 def data(name: str | None) -> None:
-    """Bring the data set NAME to this machine; without NAME, list those that are known.
-
-    \b
-    disttrain data                  which there are, and which are here
-    disttrain data fashion_mnist    bring one
-    """  # noqa: D301 - click knows a paragraph to leave as it is by the character, not by two
+    """Bring the data set NAME to this machine; without NAME, list those that are known."""
     known = datasets.names()
     try:
         if name is None:

@@ -61,7 +61,8 @@ def command(job: Job, mpi: Mpi) -> Command:
 def find_mpi(*, wheels: Iterable[str] = WHEELS, path: str | None = None) -> Mpi:
     """Return the MPI to use: one that a wheel brought into this environment, else the one on the path.
 
-    mpi4py loads its library in the same order, so both are of one MPI.
+    Only a wheel's goes first: an mpiexec which merely lies beside the interpreter, as /usr/bin/mpiexec does
+    beside /usr/bin/python, must not shadow the one that a cluster's user has put on the path.
 
     Args:
         wheels: names of packages that may bring an mpiexec.

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 

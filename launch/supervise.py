@@ -121,7 +121,7 @@ class _Running:
             pass
         for stream in self._streams:
             stream.flush(_NEVER_S)
-        for sink in (self._out, self._err):
+        for sink in {self._out, self._err}:
             sink.restore()
         self._selector.close()
         for pipe in self._pipes:

@@ -129,19 +129,30 @@ def _pull(call: Call, g: Array, *, record: bool) -> tuple[Array, ...]:
             f"the rule of op {call.op.name!r} gave {len(pulled)} cotangents for {len(call.inputs)} array arguments"
         )
     return tuple(
-        None if node is None or cotangent is None else _fit(cotangent, node)
+        None if node is None or cotangent is None else _fit(cotangent, node, call)
         for node, cotangent in zip(call.inputs, pulled, strict=True)
     )
 
 
-def _fit(cotangent: Array, node: Any) -> Array:
-    """Return `cotangent` summed over broadcast axes and cast to what `node` is."""
+def _fit(cotangent: Array, node: Any, call: Call) -> Array:
+    """Return `cotangent` summed over broadcast axes and cast to what `node`, an argument of `call`, is."""
     like = node.data if isinstance(node, Recorded) else node
     if cotangent.shape != like.shape:
+        if not _broadcasts(like.shape, cotangent.shape):
+            raise AutodiffError(
+                f"the rule of op {call.op.name!r} gave a cotangent of shape {cotangent.shape} for an argument of "
+                f"shape {like.shape}; it must have the argument's shape, or the one that it was broadcast to"
+            )
         cotangent = sum_to(cotangent, shape=like.shape)
     if cotangent.dtype != like.dtype:
         cotangent = cast(cotangent, dtype=like.dtype)
     return cotangent
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Return whether an array of `shape` broadcasts to the shape `to`."""
+    ends = to[len(to) - len(shape) :]
+    return len(shape) <= len(to) and all(n in (1, end) for n, end in zip(shape, ends, strict=True))
 
 
 def _accumulate(cotangents: dict[int, Array], node: Any, cotangent: Array) -> None:

@@ -13,7 +13,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Generic, ParamSpec
 
@@ -30,11 +30,14 @@ _numbers = itertools.count()
 class no_grad(contextlib.ContextDecorator):  # noqa: N801  # the name that PyTorch's users know
     """Record nothing inside: ``with no_grad():`` or as a decorator."""
 
+    def __init__(self) -> None:
+        self._tokens: list[Token[bool]] = []  # of the blocks entered: one object may serve several, one in another
+
     def _recreate_cm(self) -> "no_grad":  # a decorated function may call itself
         return no_grad()
 
     def __enter__(self) -> None:
-        self._token = _recording.set(False)
+        self._tokens.append(_recording.set(False))
 
     def __exit__(
         self,
@@ -42,7 +45,12 @@ class no_grad(contextlib.ContextDecorator):  # noqa: N801  # the name that PyTor
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _recording.reset(self._token)
+        _recording.reset(self._tokens.pop())
+
+
+def is_recording() -> bool:
+    """Return whether calls are recorded here: not under `no_grad`."""
+    return _recording.get()
 
 
 class Recorded:
@@ -200,7 +208,7 @@ class Op(Generic[P]):
             return self.function(*args, **attributes)
         output = self.function(*arrays, **attributes)
         call = None
-        if needs_grad and _recording.get():
+        if needs_grad and is_recording():
             call = Call(self, args, arrays, attributes, output, kind)
         return kind.of_call(output, call)
 

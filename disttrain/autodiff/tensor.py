@@ -88,11 +88,11 @@ class Tensor(Recorded):
 
     def reshape(self, *shape: Any) -> Any:
         """Return this Tensor in another shape: ``t.reshape(2, -1)`` or ``t.reshape((2, -1))``."""
-        return ops.reshape(self, shape=shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape)
+        return ops.reshape(self, shape=_unpacked(shape))
 
-    def transpose(self, *axes: int) -> Any:
-        """Return this Tensor with its axes in the order `axes`; reversed without."""
-        return ops.transpose(self, axes=axes or None)
+    def transpose(self, *axes: Any) -> Any:
+        """Return this Tensor with its axes in the order `axes`, numbers or one tuple; reversed without."""
+        return ops.transpose(self, axes=_unpacked(axes) or None)
 
     def sum(self, axis: Any = None, *, keepdims: bool = False) -> Any:
         """Return the sum over `axis`."""
@@ -200,6 +200,11 @@ class Tensor(Recorded):
         extra = f", name={self.name!r}" if self.name else ""
         extra += ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({to_host(self.data)}, dtype={self.dtype}{extra})"
+
+
+def _unpacked(numbers: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the numbers that were given one by one, or together as one tuple or list."""
+    return tuple(numbers[0]) if len(numbers) == 1 and isinstance(numbers[0], tuple | list) else numbers
 
 
 def _add_to_grad(leaf: Any, gradient: Array) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from disttrain.autodiff import ops
 from disttrain.autodiff.backward import gradients
-from disttrain.autodiff.op import Recorded
+from disttrain.autodiff.op import Recorded, is_recording
 from disttrain.autodiff.tensor import Tensor
 from disttrain.backend import Array
 from disttrain.errors import AutodiffError
@@ -23,12 +23,14 @@ def value_and_grad(function: Callable[..., Any], argnums: int | tuple[int, ...] 
         argnums: which positional arguments to differentiate in; a tuple gives a tuple of gradients.
 
     Raises:
-        AutodiffError: the value is not a scalar Tensor.
+        AutodiffError: the value is not a scalar Tensor, or nothing is recorded here.
     """
     numbers = (argnums,) if isinstance(argnums, int) else argnums
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        if not is_recording():
+            raise AutodiffError("a gradient was asked for under no_grad(), where nothing is recorded; leave that first")
         record = any(isinstance(a, Recorded) for a in args)
         inner = [_fresh(a) if i in numbers else a for i, a in enumerate(args)]
         value = function(*inner, **kwargs)

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 _MESSAGE_BYTES = 1 << 30  # older MPIs count in 32 bits
 
-# MPICH's own wait never gives up its core: with 4 ranks on 2 cores, 0.7 s of work on one rank took
-# 1.3 s while the others waited; so it did when they only yielded, and 0.7-0.8 s with both of these.
+# MPICH's own wait never gives up its core. Measured with 4 ranks on 2 cores, of which one works and
+# three wait for it: its work took 2.0-2.2 times its processor time when these spun or only yielded (3
+# runs each), and 1.0 times with a sleep after 1 ms (2 runs; 1.4 in a third, on a busy machine).
 _YIELD_S = 1e-3
 _SLEEP_S = 50e-6
 

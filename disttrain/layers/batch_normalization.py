@@ -56,9 +56,10 @@ class BatchNormalization(Layer):
         self.moving_variance = self.add_weight("moving_variance", shape, "ones", trainable=False)
 
     def call(self, x: Any, training: bool = False) -> Any:
-        """Return the normalized input; a frozen layer behaves as in inference."""
+        """Return the normalized input; frozen, or held by a frozen layer, it behaves as in inference."""
         mean, variance = self.moving_mean, self.moving_variance
-        if training and self.trainable:
+        # without a sample of its own there are no statistics of its own
+        if training and current_step().trainable and (self.synchronized or x.shape[0]):
             total = current_step().total if self.synchronized else lambda part: part
             mean, variance = ops.moments(x, total=total)
             with no_grad():

@@ -79,11 +79,12 @@ class Layer:
         Raises:
             ShapeError: names the layer, the shape it expects and the shape it received.
         """
-        with training_mode(training):
+        with training_mode(training, trainable=self.trainable):
             x = self._received(x)
             if self._built_for is None:
                 self._set_path(self.path)
                 self.build(x.shape)
+                self._set_path(self.path)  # of layers that build made
                 self._built_for = x.shape
             extra = {"training": current_step().training} if self._takes_training() else {}
             y = self.call(x, *args, **extra)
@@ -108,7 +109,7 @@ class Layer:
         """
         path = _joined(self.path, name)
         generator = random_generator(seed(), "weight", path)
-        value = initializers.get(initializer)(generator, tuple(shape)).astype(self.dtype)
+        value = initializers.get(initializer)(generator, tuple(shape)).astype(self.dtype, order="C")
         weight = Tensor(value, requires_grad=trainable, name=path)
         self._own_weights[name] = (weight, trainable)
         return weight

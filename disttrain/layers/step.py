@@ -14,12 +14,14 @@ class Step:
 
     Attributes:
         training: whether dropout drops and batch normalization uses the batch.
+        trainable: whether the layer that runs, and those that hold it, are trained.
         number: of the training step, counted from 0 over all epochs; part of the key of random numbers.
         first: place of this rank's first sample in the global batch; the same.
         total: sums an array over all ranks, differentiably; the array itself where one rank sees all.
     """
 
     training: bool = False
+    trainable: bool = True
     number: int = 0
     first: int = 0
     total: Callable[[Array], Array] = lambda x: x
@@ -44,10 +46,15 @@ def running(step: Step) -> Iterator[Step]:
 
 
 @contextlib.contextmanager
-def training_mode(training: bool | None) -> Iterator[None]:
-    """Set whether the current step trains, inside a ``with`` block; None leaves it as it is."""
+def training_mode(training: bool | None, *, trainable: bool = True) -> Iterator[None]:
+    """Set how the layers inside a ``with`` block behave.
+
+    Args:
+        training: whether the step trains; None leaves it as it is.
+        trainable: False freezes them; True leaves them as they are.
+    """
+    step = current_step()
     if training is None:
+        training = step.training
+    with running(replace(step, training=training, trainable=step.trainable and trainable)):
         yield
-    else:
-        with running(replace(current_step(), training=training)):
-            yield

@@ -59,7 +59,7 @@ class Optimizer(ABC):
             variables: contiguous arrays or Tensors; in each call the same.
 
         Raises:
-            ShapeError: a gradient has another shape than its variable.
+            ShapeError: a gradient has another shape than its variable, or a variable cannot be changed in place.
         """
         parameters, gradients = [array_of(v) for v in variables], [array_of(g) for g in grads]
         self.build(parameters)
@@ -68,7 +68,14 @@ class Optimizer(ABC):
                 f"gradients of shapes {[g.shape for g in gradients]} for variables of shapes "
                 f"{[p.shape for p in parameters]}"
             )
-        rate = self.learning_rate(self.iterations) if callable(self.learning_rate) else self.learning_rate
+        for parameter in parameters:
+            if not hasattr(parameter, "__setitem__") or not parameter.flags.c_contiguous:
+                raise ShapeError(
+                    f"a variable of shape {parameter.shape} and type {type(parameter).__name__} cannot be changed in "
+                    "place; give contiguous arrays, as numpy.ascontiguousarray makes them"
+                )
+        # float: a schedule's numpy.float64 would compute in float64
+        rate = float(self.learning_rate(self.iterations) if callable(self.learning_rate) else self.learning_rate)
         self.iterations += 1
         for parameter, gradient, slots in zip(parameters, gradients, self.slots, strict=True):
             flat, flat_gradient = parameter.reshape(-1), gradient.reshape(-1)

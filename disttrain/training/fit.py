@@ -68,6 +68,7 @@ class Fit:
         while self.epoch < self.epochs and not self.model.stop_training:
             self._run_epoch()
         self._call(lambda callback: callback.on_train_end())
+        self.replica.share_state()
 
     def _run_epoch(self) -> None:
         epoch = self.epoch

@@ -10,6 +10,7 @@ import numpy as np
 from disttrain import comm, losses, optimizers
 from disttrain.autodiff import no_grad
 from disttrain.backend import seed
+from disttrain.checkpoint import digest
 from disttrain.data import Batches, shard
 from disttrain.errors import ConfigError, DataError
 from disttrain.layers import Layer
@@ -22,6 +23,9 @@ from disttrain.training.progress import ProgressBar
 from disttrain.training.replica import Replica, copy_into
 from disttrain.training.saving import read, write
 from disttrain.training.summary import summarize
+
+_THE_SAME = "every rank must be given the same"
+_COMPARED_SAMPLES = 16  # enough to notice data that were already sharded, or shuffled otherwise
 
 
 class Model(Layer):
@@ -62,6 +66,10 @@ class Model(Layer):
         self.optimizer = optimizers.get(optimizer)
         self._loss = losses.get(loss)
         self._metrics = [get_metric(metric) for metric in metrics]
+        names = ["loss", *(metric.name for metric in self._metrics)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"two metrics are called {name!r} (the loss counts as one); give one a name=...")
         self._replica = None
 
     def fit(
@@ -113,7 +121,9 @@ class Model(Layer):
             return training, None if held is None else self._batches(held[0], held[1], batch_size, shuffle=False)
 
         batches, validation = together(ranks, prepare)
-        check_equal(ranks, "the training data", _description(batches), "every rank must be given the same")
+        held = [] if validation is None else [["validation_data", *part] for part in _description(validation)]
+        asked = [*_description(batches), *held, ["epochs", epochs], ["initial_epoch", initial_epoch]]
+        check_equal(ranks, "what fit() was given", asked, _THE_SAME)
         if epochs < 1 or initial_epoch < 0:
             raise ConfigError(f"epochs must be at least 1 and initial_epoch 0, not {epochs} and {initial_epoch}")
         history = History()
@@ -134,6 +144,7 @@ class Model(Layer):
         """Take one step on a global batch, of which each rank takes its part; return loss and metrics of it."""
         ranks = comm.current()
         batches = together(ranks, lambda: self._batches(x, y, len(x), shuffle=False))
+        check_equal(ranks, "the batch", _description(batches), _THE_SAME)
         replica = self._replica_among(ranks)
         return replica.logs(replica.train(batches.batch(0, 0)))
 
@@ -145,6 +156,7 @@ class Model(Layer):
         """
         ranks = comm.current()
         batches = together(ranks, lambda: self._batches(x, y, batch_size, shuffle=False))
+        check_equal(ranks, "the data to evaluate on", _description(batches), _THE_SAME)
         values = self._replica_among(ranks).evaluate(batches.epoch(0))
         if return_dict:
             return values
@@ -154,8 +166,11 @@ class Model(Layer):
         """Return the model's outputs for `x`, shape ``(samples, ...)``, on every rank; each computes a part."""
         ranks = comm.current()
         batches = together(ranks, lambda: Batches(x, batch_size=batch_size, shuffle=False, seed=0))
+        check_equal(ranks, "the data to predict for", _description(batches), _THE_SAME)
         mine = shard(len(batches.x), ranks.rank, ranks.world_size)
         largest = -(-len(batches.x) // ranks.world_size)
+        if self._replica is not None and self._replica.comm is ranks:
+            self._replica.share_state()
         with no_grad():
             own = [
                 self(batches.x[start : min(start + batch_size, mine.stop)], training=False).numpy()
@@ -265,8 +280,11 @@ def _part(array: Any, part: slice) -> Any:
 
 
 def _description(batches: Batches) -> list[Any]:
-    assert batches.y is not None
-    return [[name, str(array.dtype), list(array.shape)] for name, array in (("x", batches.x), ("y", batches.y))] + [
-        ["batch_size", batches.batch_size, batches.shuffle],
+    """Return what must be equal on all ranks; of the samples, the digest of some, spread over all."""
+    some = np.linspace(0, len(batches.x) - 1, _COMPARED_SAMPLES).astype(np.int64)
+    arrays = {"x": batches.x} if batches.y is None else {"x": batches.x, "y": batches.y}
+    return [
+        *([name, str(a.dtype), list(a.shape), digest({name: a[some]})[:16]] for name, a in arrays.items()),
+        ["batch_size", batches.batch_size, "shuffle", batches.shuffle],
         ["seed", batches.seed],
     ]

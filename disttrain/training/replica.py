@@ -55,6 +55,7 @@ class Replica:
         self.gradients = GradientSum(comm, self.buffers)
         broadcast_weights(comm, model.weights)
         check_equal(comm, "the weights' digest", self.digest(), "a message was damaged on its way")
+        self._state = _state(model)
         self._shapes: list[tuple[int, ...]] = []
 
     def train(self, batch: Batch) -> Sums:
@@ -64,6 +65,7 @@ class Replica:
             NonFiniteError: the loss is NaN or infinite on some rank, on all; no weight was changed by it.
         """
         number = self.optimizer.iterations
+        before = [weight.data.copy() for weight in self._state]
         step = Step(training=True, number=number, first=batch.first, total=total_over(self.comm))
         with running(step):
             y_pred, per_sample = self._forward(batch)
@@ -71,6 +73,8 @@ class Replica:
         own = self._measure(batch, y_pred, per_sample)
         sums: Sums = self.comm.all_reduce(own.copy())
         if not np.isfinite(sums[0]):
+            for weight, array in zip(self._state, before, strict=True):
+                weight.data[...] = array
             self._raise_non_finite(number, own[0], batch)
         self.optimizer.apply([b.gradient for b in self.buffers], [b.data for b in self.buffers])
         return sums
@@ -142,6 +146,12 @@ class Replica:
             f"the loss is not finite at step {number} (counted from 0 over all epochs) on {where or 'the sum only'} "
             f"of {self.comm.world_size}; no weight was changed. Look for NaN in the data, or lower the learning rate"
         )
+
+
+def _state(layer: Layer) -> list[Tensor]:
+    """Return the weights that layers change themselves in a forward pass, as moving averages."""
+    own = [weight for weight, trains in layer._own_weights.values() if not trains]
+    return own + [weight for _, held in layer.sublayers() for weight in _state(held)]
 
 
 def copy_into(arrays: dict[str, Any], saved: dict[str, Any], group: str) -> None:

@@ -95,6 +95,50 @@ def test_no_rank_leaves_a_barrier_before_the_last_has_come(world_size):
         assert once == ["come"] * world_size + ["leave"] * world_size
 
 
+class LateSend:
+    """A message that is done only at the third look."""
+
+    def __init__(self):
+        self.looks = 0
+
+    def test(self):
+        self.looks += 1
+        return self.looks >= 3
+
+    def wait(self):
+        self.looks = 3
+
+
+@each_world_size
+def test_a_collective_ends_after_all_its_sends(world_size):
+    # on a transport that does not copy, what is sent would be overwritten on its way
+    def slow(comm):
+        send, sends = comm._isend, []
+
+        def late(array, dest, tag):
+            send(array, dest, tag)
+            sends.append(LateSend())
+            return sends[-1]
+
+        comm._isend = late
+        array = np.zeros(1000)
+        for call in (
+            lambda: comm.all_reduce(array),
+            lambda: comm.reduce_scatter(array),
+            lambda: comm.all_gather(array),
+            lambda: comm.broadcast(array),
+            lambda: comm.broadcast(array, comm.world_size - 1),
+            comm.barrier,
+            lambda: comm.start_all_reduce(array).wait(),
+        ):
+            call()
+            assert all(request.looks >= 3 for request in sends)
+        return len(sends)
+
+    sent = threads.run(world_size, slow)
+    assert all(sent) == (world_size > 1)
+
+
 def test_tags_of_collectives_wrap_and_stay_within_what_every_mpi_has():
     tags = set()
 

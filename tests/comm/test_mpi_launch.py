@@ -83,7 +83,7 @@ def test_a_process_that_is_alone_under_a_launcher_of_two_refuses():
     assert done.returncode != 0
     last = done.stderr.splitlines()[-1]
     assert last.startswith("disttrain.errors.LaunchError: Open MPI's mpirun (OMPI_COMM_WORLD_SIZE=2)")
-    assert "MPICH Version: 5" in last
+    assert "MPICH Version: " in last
     assert str(MPIEXEC) in last
     assert "RuntimeWarning" not in done.stderr
 

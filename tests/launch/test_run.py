@@ -85,18 +85,18 @@ def test_lines_of_many_writers_stay_whole(program, unbuffered):
         assert mine == [f"[{rank}] < {i} {'é€😀' * (i % 50)} >" for i in range(3000)]
 
 
-def test_an_unfinished_line_is_passed_on_while_the_script_waits(program):
-    text = """
-import os, sys, time
-sys.stdout.write("working"); sys.stdout.flush()
-while not os.path.exists("seen"): time.sleep(0.01)
-print(" done")
-"""
-    process = program.start("run", "-n", "1", program.script(text))
+@pytest.mark.parametrize(
+    ("write", "expected"),
+    [("print('a line')", "a line\n"), ("sys.stdout.write('unfinished'); sys.stdout.flush()", "unfinished")],
+)
+def test_output_is_passed_on_while_the_script_waits(program, write, expected):
+    wait = "while not os.path.exists('seen'): time.sleep(0.01)"
+    program.env["PYTHONUNBUFFERED"] = ""
+    process = program.start("run", program.script(f"import os, sys, time\n{write}\n{wait}\nprint('done')"))
     assert process.stdout is not None
-    assert process.stdout.read(7) == "working"  # never comes if whole lines are waited for
+    assert process.stdout.read(len(expected)) == expected  # never comes if it is kept back
     (program.folder / "seen").touch()
-    assert program.finish(process).out == " done\n"
+    assert program.finish(process).out == "done\n"
 
 
 def test_the_folder_of_a_job_is_private(program):

@@ -71,7 +71,8 @@ def power(x: Array, exponent: Array) -> Array:
 @power.vjp
 def _(g: Array, y: Array, x: Array, exponent: Array, *, needs: tuple[bool, ...]) -> tuple[Array, ...]:
     return (
-        g * exponent * x ** (exponent - 1) if needs[0] else None,
+        # an exponent of 0 stays 0: at x = 0 its gradient would be 0 * inf
+        g * exponent * x ** (exponent - (exponent != 0)) if needs[0] else None,
         g * y * log(x) if needs[1] else None,
     )
 
@@ -229,10 +230,13 @@ def _(g: Array, _y: Array, condition: Array, _a: Array, _b: Array) -> tuple[Arra
 
 @op
 def cast(x: Array, *, dtype: str) -> Array:
-    """Return `x` as `dtype`; backward casts every cotangent to its argument's dtype itself."""
+    """Return `x` as `dtype`: rounding to integers has no gradient.
+
+    Backward casts every cotangent to its argument's dtype itself.
+    """
     return x.astype(dtype)
 
 
 @cast.vjp
 def _(g: Array, _y: Array, _x: Array, *, dtype: str) -> tuple[Array, ...]:
-    return (g,)
+    return (g if np.dtype(dtype).kind == "f" else None,)

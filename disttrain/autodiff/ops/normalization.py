@@ -22,17 +22,18 @@ def moments(x: Array, *, total: Callable[[Array], Array] = lambda part: part) ->
     Returns:
         Two arrays of shape ``(channels,)`` and the dtype of `x`.
     """
-    flat = reshape(x, shape=(-1, x.shape[-1]))
+    wide = cast(x, dtype="float32") if x.dtype == "float16" else x  # whose squares and sums soon overflow
+    flat = reshape(wide, shape=(-1, x.shape[-1]))
     xp = get_array_module(array_of(x))
     count = xp.asarray([flat.shape[0]], dtype="float64")
 
     def mean(values: Array) -> Array:
         sums = total(concatenate([cast(sum(values, axis=0), dtype="float64"), count]))
-        return cast(sums[:-1] / sums[-1:], dtype=x.dtype)
+        return cast(sums[:-1] / sums[-1:], dtype=wide.dtype)
 
     center = mean(flat)
     centered = flat - center
-    return center, mean(centered * centered)
+    return cast(center, dtype=x.dtype), cast(mean(centered * centered), dtype=x.dtype)
 
 
 def batch_norm(x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, *, epsilon: float) -> Array:
