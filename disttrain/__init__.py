@@ -14,6 +14,7 @@ runs in one process as ``python train.py``, and unchanged among four as ``disttr
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,11 +26,13 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     # Not imported at once: the launcher needs `disttrain.errors` only, and a script may set variables that NumPy
     # reads when it is imported.
-    api = importlib.import_module("disttrain.api")
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")
+    api = importlib.import_module(f"{__name__}.api")
     if name == "__all__":
         return api.__all__
     if name not in api.__all__:
-        raise AttributeError(f"module 'disttrain' has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(api, name)
 
 

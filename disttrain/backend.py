@@ -2,7 +2,6 @@
 
 import hashlib
 import sys
-from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -58,7 +57,7 @@ def set_random_seed(seed: int) -> None:
         ConfigError: `seed` is not an integer of 64 bits, counted from 0.
     """
     global _seed
-    if not isinstance(seed, Integral) or not 0 <= seed < 2**64:
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
         raise ConfigError(f"seed must be an integer from 0 to 2**64 - 1, not {seed!r}")
     _seed = int(seed)
 

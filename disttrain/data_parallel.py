@@ -100,8 +100,8 @@ class GradientSum:
             bucket.waiting = set(bucket.parameters)
             bucket.pending = None
         self._started = 0
-        reached = set(leaves(loss)) if loss.requires_grad else set()
-        unused = [p for p in self._bucket_of if p not in reached]
+        reached = {loss, *leaves(loss)} if loss.requires_grad else set()  # a parameter may be the loss itself
+        unused = [p for p in self._view_of if p not in reached]
         for parameter in unused:
             self._deliver(parameter, 0)
         if unused and not self._warned:

@@ -36,7 +36,7 @@ def caught_signals() -> Iterator[int]:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every descendant that loses its own: none escapes `end_family`."""
+    """Become the parent of every descendant that loses its own: none escapes `signal_family`."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 

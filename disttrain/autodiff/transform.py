@@ -8,7 +8,7 @@ from disttrain.autodiff import ops
 from disttrain.autodiff.backward import gradients
 from disttrain.autodiff.op import Recorded, is_recording
 from disttrain.autodiff.tensor import Tensor
-from disttrain.backend import Array
+from disttrain.backend import Array, get_array_module
 from disttrain.errors import AutodiffError
 
 
@@ -43,6 +43,8 @@ def value_and_grad(function: Callable[..., Any], argnums: int | tuple[int, ...] 
         ]  # fmt: skip
         if record:
             found = [g if isinstance(g, Tensor) else Tensor(g) for g in found]
+        else:  # copies: a gradient may be a view that cannot be written, or the same array as another
+            found = [get_array_module(g).array(g) for g in found]
         result = found[0] if isinstance(argnums, int) else tuple(found)
         return value if record else value.data, result
 

@@ -1,7 +1,8 @@
 """What layers with a moving window share: sizes, strides and padding as Keras writes them."""
 
 from collections.abc import Sequence
-from numbers import Integral
+
+import numpy as np
 
 from disttrain.autodiff.ops.conv import Padding, Pair, same_padding
 from disttrain.errors import ConfigError, ShapeError, unknown_name
@@ -11,7 +12,7 @@ from disttrain.layers.layer import Layer
 def pair(what: str, value: int | Sequence[int]) -> Pair:
     """Return `value` for height and width: one number counts for both."""
     numbers = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(numbers) != 2 or not all(isinstance(n, Integral) and n >= 1 for n in numbers):
+    if len(numbers) != 2 or not all(isinstance(n, int | np.integer) and n >= 1 for n in numbers):
         raise ConfigError(f"{what} is a number or a pair of numbers of at least 1, not {value!r}")
     return int(numbers[0]), int(numbers[1])
 

@@ -151,7 +151,7 @@ def maximum(a: Array, b: Array) -> Array:
 
 @maximum.vjp
 def _(g: Array, _y: Array, a: Array, b: Array) -> tuple[Array, ...]:
-    share = _share(a, b)
+    share = _share(g, a, b)
     return g * share, g * (1 - share)
 
 
@@ -163,13 +163,14 @@ def minimum(a: Array, b: Array) -> Array:
 
 @minimum.vjp
 def _(g: Array, _y: Array, a: Array, b: Array) -> tuple[Array, ...]:
-    share = _share(a, b)
+    share = _share(g, a, b)
     return g * (1 - share), g * share
 
 
-def _share(a: Array, b: Array) -> Array:
-    """Return 1 where `a` is larger than `b`, 0 where it is smaller, 1/2 where they are equal."""
-    return (1 + sign(a - b)) / 2
+def _share(g: Array, a: Array, b: Array) -> Array:
+    """Return 1 where `a` is larger than `b`, 0 where it is smaller, 1/2 where they are equal; of the dtype of `g`."""
+    # not from a - b, which overflows, or is inf - inf
+    return ((a > b) + (a == b) * 0.5).astype(g.dtype)
 
 
 @op

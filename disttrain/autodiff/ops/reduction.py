@@ -47,6 +47,6 @@ def _with_axes(y: Array, x: Array, axis: Axis, keepdims: bool) -> Array:
     """Return the reduced `y` with its axes of length 1 back, so that it broadcasts against `x`."""
     if keepdims:
         return y
-    axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+    axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     gone = {a % x.ndim for a in axes}
     return reshape(y, shape=tuple(1 if i in gone else n for i, n in enumerate(x.shape)))
