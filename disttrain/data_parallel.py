@@ -118,7 +118,7 @@ class GradientSum:
     def _deliver(self, parameter: Tensor, gradient: Array) -> None:
         bucket = self._bucket_of.get(parameter)
         if bucket is None:  # a leaf of the user's own
-            parameter.grad = gradient
+            parameter.grad = get_array_module(gradient).array(gradient)  # a copy: it may be shared
             return
         parameter.grad = self._view_of[parameter]
         parameter.grad[...] = gradient

@@ -49,7 +49,7 @@ def backward(output: Recorded, gradient: Array = None, *, deliver: Deliver, reta
                 uses[id(node)] -= 1
                 if uses[id(node)] == 0:
                     final = cotangents.pop(id(node), None)
-                    deliver(node, _zeros(node) if final is None else final)
+                    deliver(node, get_array_module(node.data).zeros_like(node.data) if final is None else final)
         if not retain_graph:
             call.release()
 
@@ -74,7 +74,8 @@ def gradients(output: Recorded, nodes: list[Any], *, record: bool) -> list[Array
             if isinstance(node, Call) or id(node) in wanted:
                 _accumulate(cotangents, node, cotangent)
     found = [cotangents.get(id(node)) for node in nodes]
-    return [_zeros(n) if g is None else g for n, g in zip(nodes, found, strict=True)]
+    xp = get_array_module(output.data)
+    return [xp.zeros(n.shape, n.dtype) if g is None else g for n, g in zip(nodes, found, strict=True)]
 
 
 def leaves(output: Recorded) -> list[Any]:
@@ -137,6 +138,10 @@ def _pull(call: Call, g: Array, *, record: bool) -> tuple[Array, ...]:
 def _fit(cotangent: Array, node: Any, call: Call) -> Array:
     """Return `cotangent` summed over broadcast axes and cast to what `node`, an argument of `call`, is."""
     like = node.data if isinstance(node, Recorded) else node
+    if not hasattr(cotangent, "shape"):
+        raise AutodiffError(
+            f"the rule of op {call.op.name!r} gave a {type(cotangent).__name__}; a cotangent is an array, or None"
+        )
     if cotangent.shape != like.shape:
         if not _broadcasts(like.shape, cotangent.shape):
             raise AutodiffError(
@@ -161,9 +166,3 @@ def _accumulate(cotangents: dict[int, Array], node: Any, cotangent: Array) -> No
     held = cotangents.get(id(node))
     # not in place: a rule may hand the same array to two arguments
     cotangents[id(node)] = cotangent if held is None else held + cotangent
-
-
-def _zeros(node: Any) -> Array:
-    if isinstance(node, Recorded):
-        return get_array_module(node.data).zeros_like(node.data)
-    return get_array_module(node.output).zeros(node.shape, node.dtype)

@@ -4,14 +4,16 @@ Arrays are positional arguments, attributes keyword-only. A rule takes the cotan
 the arguments, and gives one cotangent per array argument, written with ops: applied to arrays it just
 computes, applied to Tensors it is recorded in turn, which is how gradients of gradients work.
 
-A rule says by its parameters' names what must be kept until backward: one that begins with an underscore is
-not kept and arrives as None. A rule that can save work asks for the keyword `needs`: one bool per argument.
+A rule says by its parameters' names what must be kept until backward: an argument that begins with an
+underscore is not kept, only its `shape`, `ndim`, `size` and `dtype` arrive (None for one without gradient), and
+an output is None. A rule that can save work asks for the keyword `needs`: one bool per argument.
 """
 
 import contextlib
 import functools
 import inspect
 import itertools
+import math
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from types import TracebackType
@@ -117,6 +119,16 @@ class Call:
         self.saved: list[Any] | None = op.select(arrays)
         self.output = output if op.keeps_output else None
 
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the output."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the output."""
+        return math.prod(self.shape)
+
     def pull_back(self, g: Array, *, record: bool) -> tuple[Array, ...]:
         """Return the cotangents of the arguments, given the cotangent `g` of the output.
 
@@ -132,12 +144,12 @@ class Call:
         rule = self.op.rule
         if rule is None:
             raise AutodiffError(f"op {self.op.name!r} has no gradient rule; add one with @{self.op.name}.vjp")
-        saved, output = self.saved, self.output
+        output = self.output
+        saved = [
+            node if array is None else self._tensor(array, node) if record and node is not None else array
+            for array, node in zip(self.saved, self.inputs, strict=True)
+        ]
         if record:
-            saved = [
-                array if node is None or array is None else self._tensor(array, node)
-                for array, node in zip(saved, self.inputs, strict=True)
-            ]
             output = None if output is None else self.kind.of_call(output, self)
         if self.op.asks_needs:
             return rule(g, output, *saved, needs=self.needs, **self.attributes)

@@ -39,7 +39,7 @@ def save(path: str | os.PathLike[str], tensors: Tensors, values: Any, *, keep: i
     Args:
         path: a directory, or an fsspec address.
         tensors: arrays by group and name; each group becomes a safetensors file.
-        values: whatever JSON can hold.
+        values: whatever JSON can hold, and numbers that are not finite.
         keep: how many checkpoints stay; two, so that a damaged one leaves one.
 
     Raises:
@@ -75,17 +75,19 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     place = storage(path)
     if place.has_file(MANIFEST):
         return _load(place, "")
-    names = list(place.numbers().values())
-    if not names:
-        raise CheckpointError(f"{place.place}: there is no checkpoint here")
-    damage = []
-    for name in reversed(names):
+    damage: dict[str, str] = {}
+    while names := [name for name in place.numbers().values() if name not in damage]:
         try:
-            return _load(place, name)
+            return _load(place, names[-1])
         except CheckpointDamagedError as error:
-            damage.append(str(error))
-            log.warning("checkpoint damaged, trying the one before it: %s", error)
-    raise CheckpointDamagedError(f"none of {len(names)} checkpoints in {place.place} is whole: {'; '.join(damage)}")
+            if names[-1] in place.numbers().values():  # else a writer has removed it meanwhile
+                damage[names[-1]] = str(error)
+                log.warning("checkpoint damaged, trying the one before it: %s", error)
+    if not damage:
+        raise CheckpointError(f"{place.place}: there is no checkpoint here")
+    raise CheckpointDamagedError(
+        f"none of {len(damage)} checkpoints in {place.place} is whole: {'; '.join(damage.values())}"
+    )
 
 
 def exists(path: str | os.PathLike[str]) -> bool:

@@ -27,7 +27,10 @@ _LOCK_TIMEOUT_S = 60.0
 
 def storage(path: str | os.PathLike[str]) -> "Storage":
     """Return the storage that `path` names: a directory, or an fsspec address such as ``s3://bucket/run``."""
-    filesystem, inner = fsspec.url_to_fs(os.fspath(path))
+    try:
+        filesystem, inner = fsspec.url_to_fs(os.fspath(path))
+    except (ValueError, ImportError) as error:  # no such protocol, or its package is not here
+        raise CheckpointError(f"{path}: neither a directory nor an address that fsspec can open: {error}") from error
     if isinstance(filesystem, LocalFileSystem):
         return _Directory(Path(inner))
     return _Remote(filesystem, inner)
@@ -88,7 +91,7 @@ class _Directory(Storage):
                 size = os.fstat(descriptor).st_size
                 if size > limit:
                     raise CheckpointDamagedError(f"{path}: {size} bytes, at most {limit} expected")
-                return file.read(limit)
+                return file.read(size)  # not `limit`: memory for it is taken at once
         except OSError as error:
             raise CheckpointDamagedError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -136,7 +139,7 @@ class _Remote(Storage):
     def __init__(self, filesystem: Any, root: str) -> None:
         self.filesystem = filesystem
         self.root = root.rstrip("/")
-        self.place = self.root
+        self.place = str(filesystem.unstrip_protocol(self.root))
 
     def names(self) -> list[str]:
         if not self.filesystem.isdir(self.root):

@@ -75,7 +75,10 @@ class History(Callback):
     def restore(self, state: dict[str, Any]) -> None:
         """Go on with the course of the run that is resumed."""
         self.epoch = list(state["epoch"])
-        self.history = {name: list(values) for name, values in state["history"].items()}
+        self.history = {
+            name: [np.array(value) if isinstance(value, list) else value for value in values]
+            for name, values in state["history"].items()
+        }
 
 
 class _Monitor(Callback):

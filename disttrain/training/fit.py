@@ -12,6 +12,7 @@ from disttrain.checkpoint import Checkpoint
 from disttrain.data import Batches
 from disttrain.errors import CheckpointError
 from disttrain.observe import log
+from disttrain.training.agreement import together
 from disttrain.training.callbacks import BackupAndRestore, Callback
 from disttrain.training.replica import Replica, Sums
 from disttrain.training.saving import read, write
@@ -98,12 +99,11 @@ class Fit:
                 "epoch": self.epoch,
                 "step": self.step,
                 "sums": None if self.sums is None else self.sums.tolist(),
+                "shapes": self.replica.shapes,
                 "iterations": self.replica.optimizer.iterations,
                 "stopped": self.model.stop_training,
-                "batch_size": self.batches.batch_size,
-                "samples": len(self.batches.x),
-                "seed": seed(),
-                "callbacks": [{k: v for k, v in state.items() if not _is_array(v)} for state in states],
+                "states": [{k: v for k, v in state.items() if not _is_array(v)} for state in states],
+                **self._circumstances(),
             },
             "versions": {"python": platform.python_version(), "numpy": np.__version__},
         }
@@ -117,34 +117,40 @@ class Fit:
         """
         saved = read(self.replica.comm, path, may_be_missing=True)
         if saved is not None:
-            self._take_over(saved)
+            together(self.replica.comm, lambda: self._take_over(saved))
             log.info("resumed from %s: epoch %d, step %d", saved.place, self.epoch, self.step)
 
     def _take_over(self, saved: Checkpoint) -> None:
         training = saved.values.get("training")
         if training is None:
             raise CheckpointError(f"{saved.place} holds a model, not the state of a training; load it with load()")
-        now = {"batch_size": self.batches.batch_size, "samples": len(self.batches.x), "seed": seed()}
-        for name, value in now.items():
+        for name, value in self._circumstances().items():
             if training[name] != value:
                 raise CheckpointError(
                     f"{saved.place} was trained with {name} {training[name]}, this run has {value}; "
                     "use the same to go on, or another directory to begin anew"
                 )
-        if len(training["callbacks"]) != len(self.callbacks):
-            raise CheckpointError(
-                f"{saved.place} was saved with {len(training['callbacks'])} callbacks, this run has "
-                f"{len(self.callbacks)}; use the same to go on"
-            )
         self.replica.restore(saved.tensors)
         self.epoch, self.step = training["epoch"], training["step"]
         self.sums = None if training["sums"] is None else np.array(training["sums"])
+        self.replica.shapes = [tuple(shape) for shape in training["shapes"]]
         self.replica.optimizer.iterations = training["iterations"]
         self.model.stop_training = training["stopped"]
-        for i, (callback, state) in enumerate(zip(self.callbacks, training["callbacks"], strict=True)):
+        for i, (callback, state) in enumerate(zip(self.callbacks, training["states"], strict=True)):
             arrays = saved.tensors.get("callbacks", {})
             own = {k.removeprefix(f"{i}/"): a for k, a in arrays.items() if k.startswith(f"{i}/")}
             callback.restore({**state, **own})
+
+    def _circumstances(self) -> dict[str, Any]:
+        """Return what must be as it was for a run to go on."""
+        return {
+            "batch_size": self.batches.batch_size,
+            "samples": len(self.batches.x),
+            "shuffle": self.batches.shuffle,
+            "seed": seed(),
+            "metrics": [metric.name for metric in self.replica.metrics],
+            "callbacks": [type(callback).__name__ for callback in self.callbacks],
+        }
 
     def _call(self, event: Callable[[Callback], None]) -> None:
         for callback in self.callbacks:

@@ -26,7 +26,9 @@ def load_model(path: str | os.PathLike[str], custom_objects: Mapping[str, Any] |
     saved = read(comm.current(), path)
     assert saved is not None
     known = {**_classes(layers), **_classes(optimizers), **dict(custom_objects or {}), "Sequential": Sequential}
-    described = saved.values["model"]
+    described = saved.values.get("model") if isinstance(saved.values, dict) else None
+    if not isinstance(described, dict):
+        raise CheckpointError(f"{saved.place} does not hold a model that Model.save wrote")
     if described["class"] != "Sequential":
         raise CheckpointError(
             f"{saved.place} holds a {described['class']}, a model written in Python: make one and call its load()"
@@ -36,7 +38,8 @@ def load_model(path: str | os.PathLike[str], custom_objects: Mapping[str, Any] |
         model.input_shape = tuple(described["input_shape"])
         model._build_if_known()
     compiled = described["compiled"]
-    if compiled and not any("not_saved" in part for part in (compiled["optimizer"], compiled["loss"])):
+    parts = (compiled["optimizer"], compiled["loss"], *compiled["metrics"]) if compiled else ()
+    if compiled and not any("not_saved" in part for part in parts):
         model.compile(
             _make(compiled["optimizer"], known, saved),
             _make(compiled["loss"], {**_classes(losses), **dict(custom_objects or {})}, saved),
@@ -61,7 +64,13 @@ def _make(described: dict[str, Any], known: Mapping[str, Any], saved: Checkpoint
     config = dict(described["config"])
     if "layers" in config:
         config["layers"] = [_make(layer, known, saved) for layer in config["layers"]]
-    return known[name](**config)
+    try:
+        return known[name](**config)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{saved.place}: a {name} cannot be made of the arguments that it holds: {error}; "
+            "make the model in Python and call its load()"
+        ) from error
 
 
 def _classes(module: Any) -> dict[str, Any]:

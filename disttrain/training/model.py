@@ -54,7 +54,7 @@ class Model(Layer):
         self,
         optimizer: str | optimizers.Optimizer = "adam",
         loss: str | losses.Loss | Callable[[Any, Any], Any] | None = None,
-        metrics: Sequence[str | Metric] = (),
+        metrics: Sequence[str | Metric] | None = None,
     ) -> None:
         """Say how to train: the optimizer, the loss, and the metrics to follow.
 
@@ -65,7 +65,7 @@ class Model(Layer):
             raise ConfigError("compile() needs a loss, as loss='sparse_categorical_crossentropy'")
         self.optimizer = optimizers.get(optimizer)
         self._loss = losses.get(loss)
-        self._metrics = [get_metric(metric) for metric in metrics]
+        self._metrics = [get_metric(metric) for metric in metrics or ()]
         names = ["loss", *(metric.name for metric in self._metrics)]
         for name in names:
             if names.count(name) > 1:
@@ -79,7 +79,7 @@ class Model(Layer):
         batch_size: int = 32,
         epochs: int = 1,
         verbose: str | int = "auto",
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | None = None,
         validation_split: float = 0.0,
         validation_data: tuple[Any, Any] | None = None,
         *,
@@ -112,6 +112,8 @@ class Model(Layer):
         def prepare() -> tuple[Batches, Batches | None]:
             training = self._batches(x, y, batch_size, shuffle=shuffle)
             held = validation_data
+            if held is not None and len(held) != 2:
+                raise ConfigError(f"validation_data is a pair, inputs and targets, not {len(held)} things")
             if validation_split:
                 if validation_data is not None or not 0 < validation_split < 1:
                     raise ConfigError("validation_split is a share between 0 and 1, and excludes validation_data")
@@ -133,11 +135,14 @@ class Model(Layer):
             self._replica_among(ranks),
             batches,
             validation=validation,
-            callbacks=[history, *callbacks, progress],
+            callbacks=[*(callbacks or ()), history, progress],
             epochs=epochs,
             initial_epoch=initial_epoch,
         )
-        self.current_fit.run()
+        try:
+            self.current_fit.run()
+        finally:
+            progress.on_train_end()  # else an interrupted bar keeps the terminal's cursor
         return history
 
     def train_on_batch(self, x: Any, y: Any) -> dict[str, Any]:
@@ -193,7 +198,8 @@ class Model(Layer):
         self._check_built("save()")
         tensors: dict[str, dict[str, Any]] = {"model": {w.name: w.data for w in self.weights}}
         if self._replica is not None:
-            self._replica.share_state()
+            if self._replica.comm is comm.current():  # else this rank saves alone
+                self._replica.share_state()
             tensors = self._replica.tensors()
         iterations = self.optimizer.iterations if self._replica is not None else 0
         write(comm.current(), path, tensors, {"model": self.description(), "iterations": iterations})
@@ -208,12 +214,11 @@ class Model(Layer):
         self._check_built("load()")
         saved = read(comm.current(), path)
         assert saved is not None
-        copy_into({w.name: w.data for w in self.weights}, saved.tensors["model"], "model")
-        if self._loss is not None and saved.tensors.get("optimizer"):
-            replica = self._replica_among(comm.current())
-            replica.restore(saved.tensors)
-            training = saved.values.get("training", saved.values)
-            self.optimizer.iterations = training["iterations"]
+        if self._loss is None or "optimizer" not in saved.tensors:
+            copy_into({"model": {w.name: w.data for w in self.weights}}, saved.tensors)
+        else:
+            self._replica_among(comm.current()).restore(saved.tensors)
+            self.optimizer.iterations = saved.values.get("training", saved.values)["iterations"]
 
     def summary(self) -> None:
         """Print the layers with their output shapes and numbers of weights; only rank 0 does."""

@@ -33,6 +33,9 @@ class Replica:
         loss: of a sample.
         metrics: to add up beside the loss.
 
+    Attributes:
+        shapes: of what each metric adds up; known after the first batch.
+
     Raises:
         CommError: the ranks' models differ; names the first weight that does.
     """
@@ -56,7 +59,7 @@ class Replica:
         broadcast_weights(comm, model.weights)
         check_equal(comm, "the weights' digest", self.digest(), "a message was damaged on its way")
         self._state = _state(model)
-        self._shapes: list[tuple[int, ...]] = []
+        self.shapes: list[tuple[int, ...]] = []
 
     def train(self, batch: Batch) -> Sums:
         """Take one step on this rank's part of a global batch; return the sums of all ranks.
@@ -94,7 +97,7 @@ class Replica:
         """Return loss and metrics by name for what was added up in `sums`."""
         values: dict[str, Any] = {"loss": float(sums[0] / sums[1])}
         start = 2
-        for metric, shape in zip(self.metrics, self._shapes, strict=True):
+        for metric, shape in zip(self.metrics, self.shapes, strict=True):
             end = start + int(np.prod(shape))
             values[metric.name] = metric.result(sums[start:end].reshape(shape))
             start = end
@@ -124,8 +127,7 @@ class Replica:
         Raises:
             CheckpointError: names the first array that is missing, too many, or of another shape.
         """
-        for group, arrays in self.tensors().items():
-            copy_into(arrays, tensors.get(group, {}), group)
+        copy_into(self.tensors(), tensors)
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         y_pred = self.model(batch.x)
@@ -134,7 +136,7 @@ class Replica:
     def _measure(self, batch: Batch, y_pred: Tensor, per_sample: Tensor) -> Sums:
         y_true, predicted = to_host(batch.y), y_pred.numpy()
         parts = [metric.sums(y_true, predicted) for metric in self.metrics]
-        self._shapes = [part.shape for part in parts]
+        self.shapes = [part.shape for part in parts]
         loss = per_sample.numpy()
         return np.concatenate([[loss.sum(dtype=np.float64), loss.size], *[part.ravel() for part in parts]])
 
@@ -154,12 +156,20 @@ def _state(layer: Layer) -> list[Tensor]:
     return own + [weight for _, held in layer.sublayers() for weight in _state(held)]
 
 
-def copy_into(arrays: dict[str, Any], saved: dict[str, Any], group: str) -> None:
-    """Copy `saved` arrays into `arrays` of the same names and shapes, in place.
+def copy_into(own: dict[str, dict[str, Any]], saved: dict[str, dict[str, Any]]) -> None:
+    """Copy `saved` arrays, by group and name, into those of the same groups, names and shapes, in place.
 
     Raises:
-        CheckpointError: names the first array that is missing, too many, or of another shape.
+        CheckpointError: names the first array that is missing, too many, or of another shape; none was changed.
     """
+    for group, arrays in own.items():
+        _check_matches(arrays, saved.get(group, {}), group)
+    for group, arrays in own.items():
+        for name, array in arrays.items():
+            array[...] = saved[group][name]
+
+
+def _check_matches(arrays: dict[str, Any], saved: dict[str, Any], group: str) -> None:
     for name in sorted(arrays.keys() ^ saved.keys()):
         where = "the model has no such weight" if name in saved else "it is not in the checkpoint"
         raise CheckpointError(f"{group}: {name!r} does not match: {where}; build the model that was saved")
@@ -169,5 +179,3 @@ def copy_into(arrays: dict[str, Any], saved: dict[str, Any], group: str) -> None
                 f"{group}: {name!r} is {saved[name].dtype} {saved[name].shape} in the checkpoint, "
                 f"{array.dtype} {array.shape} in the model; build the model that was saved"
             )
-    for name, array in arrays.items():
-        array[...] = saved[name]

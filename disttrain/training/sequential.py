@@ -36,6 +36,7 @@ class Sequential(Model):
             raise ConfigError("the model was built by its first call; add all layers before it")
         self._append(layer)
         self._build_if_known()
+        self._replica = None  # it knows the weights that were there
 
     def call(self, x: Any) -> Any:
         """Return what the last layer gives."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from disttrain.autodiff.op import op
 from disttrain.backend import Array, get_array_module
+from disttrain.errors import ShapeError
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]  # (top, bottom), (left, right)
@@ -28,7 +29,12 @@ def conv2d(x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Padding)
     ``oh = (h + top + bottom - kh) // strides[0] + 1``, and `ow` likewise.
     """
     xp = get_array_module(x)
-    kh, kw, _, filters = kernel.shape
+    kh, kw, channels, filters = kernel.shape
+    if x.ndim != 4 or x.shape[3] != channels:
+        raise ShapeError(
+            f"conv2d: an input of shape {x.shape} for a kernel of shape {kernel.shape}; expected "
+            f"(samples, height, width, {channels})"
+        )
     oh, ow = output_size(x.shape[1:3], (kh, kw), strides, padding)
     y = xp.empty((x.shape[0], oh, ow, filters), xp.result_type(x, kernel))
     flat = kernel.reshape(-1, filters)

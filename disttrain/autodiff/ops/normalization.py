@@ -12,8 +12,8 @@ from disttrain.backend import Array, get_array_module
 def moments(x: Array, *, total: Callable[[Array], Array] = lambda part: part) -> tuple[Array, Array]:
     """Return mean and (biased) variance of `x` over all axes but the last.
 
-    Two passes, so that a mean much larger than the spread costs no digits; sums travel as float64, with the
-    count of values at their end.
+    Two passes, so that a mean much larger than the spread costs no digits; sums are formed and travel as float64,
+    with the count of values at their end, so that how the values are divided does not show.
 
     Args:
         x: shape ``(..., channels)``; may be empty where others hold the values.
@@ -28,7 +28,7 @@ def moments(x: Array, *, total: Callable[[Array], Array] = lambda part: part) ->
     count = xp.asarray([flat.shape[0]], dtype="float64")
 
     def mean(values: Array) -> Array:
-        sums = total(concatenate([cast(sum(values, axis=0), dtype="float64"), count]))
+        sums = total(concatenate([sum(values, axis=0, dtype="float64"), count]))
         return cast(sums[:-1] / sums[-1:], dtype=wide.dtype)
 
     center = mean(flat)

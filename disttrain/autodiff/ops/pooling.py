@@ -24,7 +24,7 @@ def max_pool2d(x: Array, *, size: Pair, strides: Pair, padding: Padding) -> Arra
 
 
 @max_pool2d.vjp
-def _(g: Array, _y: Array, x: Array, *, size: Pair, strides: Pair, padding: Padding) -> tuple[Array]:
+def _(g: Array, _y: Array, x: Array, *, size: Pair, strides: Pair, padding: Padding) -> tuple[Array, ...]:
     return (_put_at_maximum(g, array_of(x), size=size, strides=strides, padding=padding),)
 
 
@@ -70,28 +70,27 @@ def average_pool2d(x: Array, *, size: Pair, strides: Pair, padding: Padding) -> 
     total: Array = 0
     for at in _places(x.shape, size, strides, padding):
         total = total + padded[at]
-    return total / _counts(x, size, strides, padding)
+    return total / _counts(x, x.shape, size, strides, padding)
 
 
 @average_pool2d.vjp
-def _(g: Array, _y: Array, x: Array, *, size: Pair, strides: Pair, padding: Padding) -> tuple[Array]:
-    return (_spread(g, array_of(x), size=size, strides=strides, padding=padding),)
+def _(g: Array, _y: Array, _x: Array, **window: Any) -> tuple[Array, ...]:
+    return (_spread(g, shape=_x.shape, **window),)
 
 
 @op
-def _spread(g: Array, x: Array, *, size: Pair, strides: Pair, padding: Padding) -> Array:
-    """Return the adjoint of `average_pool2d` for an input like `x`, whose values do not matter."""
-    xp = get_array_module(g)
-    share = g / _counts(x, size, strides, padding)
-    out = _pad(xp.zeros(x.shape, g.dtype), padding, 0)
-    for at in _places(x.shape, size, strides, padding):
+def _spread(g: Array, *, shape: tuple[int, ...], size: Pair, strides: Pair, padding: Padding) -> Array:
+    """Return the adjoint of `average_pool2d` for inputs of `shape`."""
+    out = _pad(get_array_module(g).zeros(shape, g.dtype), padding, 0)
+    share = g / _counts(g, shape, size, strides, padding)
+    for at in _places(shape, size, strides, padding):
         out[at] += share
     return _crop(out, padding)
 
 
 @_spread.vjp
-def _(h: Array, _y: Array, _g: Array, _x: Array, **window: Any) -> tuple[Array, ...]:
-    return average_pool2d(h, **window), None
+def _(h: Array, _y: Array, _g: Array, *, shape: tuple[int, ...], **window: Any) -> tuple[Array, ...]:
+    return (average_pool2d(h, **window),)
 
 
 def _places(shape: tuple[int, ...], size: Pair, strides: Pair, padding: Padding) -> Iterator[Any]:
@@ -116,11 +115,10 @@ def _maxima(
         yield at, first
 
 
-def _counts(x: Array, size: Pair, strides: Pair, padding: Padding) -> Array:
-    """Return how many elements of each window are not padding, shape ``(oh, ow, 1)``."""
-    xp = get_array_module(x)
-    ones = _pad(xp.ones((1, *x.shape[1:3], 1), x.dtype), padding, 0)
-    places = _places(x.shape, size, strides, padding)
+def _counts(like: Array, shape: tuple[int, ...], size: Pair, strides: Pair, padding: Padding) -> Array:
+    """Return how many elements of each window are not padding, shape ``(oh, ow, 1)``, of the dtype of `like`."""
+    ones = _pad(get_array_module(like).ones((1, *shape[1:3], 1), like.dtype), padding, 0)
+    places = _places(shape, size, strides, padding)
     return sum(ones[at] for at in places)[0]
 
 

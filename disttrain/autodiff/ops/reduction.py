@@ -8,14 +8,16 @@ Axis = int | tuple[int, ...] | None
 
 
 @op
-def sum(x: Array, *, axis: Axis = None, keepdims: bool = False) -> Array:
-    """Return the sum of `x` over `axis`."""
-    return x.sum(axis=axis, keepdims=keepdims)
+def sum(x: Array, *, axis: Axis = None, keepdims: bool = False, dtype: str | None = None) -> Array:
+    """Return the sum of `x` over `axis`, formed in `dtype`: by default that of `x`."""
+    return x.sum(axis=axis, keepdims=keepdims, dtype=dtype)
 
 
 @sum.vjp
-def _(g: Array, _y: Array, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tuple[Array]:
-    return (broadcast_to(_with_axes(g, x, axis, keepdims), shape=x.shape),)
+def _(
+    g: Array, _y: Array, _x: Array, *, axis: Axis = None, keepdims: bool = False, dtype: str | None = None
+) -> tuple[Array, ...]:
+    return (broadcast_to(_with_axes(g, _x, axis, keepdims), shape=_x.shape),)
 
 
 @op
@@ -25,9 +27,9 @@ def mean(x: Array, *, axis: Axis = None, keepdims: bool = False) -> Array:
 
 
 @mean.vjp
-def _(g: Array, y: Array, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tuple[Array]:
-    count = x.size // y.size if y.size else 1
-    return (broadcast_to(_with_axes(g, x, axis, keepdims) / count, shape=x.shape),)
+def _(g: Array, _y: Array, _x: Array, *, axis: Axis = None, keepdims: bool = False) -> tuple[Array, ...]:
+    count = _x.size // g.size if g.size else 1
+    return (broadcast_to(_with_axes(g, _x, axis, keepdims) / count, shape=_x.shape),)
 
 
 @op
@@ -37,7 +39,7 @@ def max(x: Array, *, axis: Axis = None, keepdims: bool = False) -> Array:
 
 
 @max.vjp
-def _(g: Array, y: Array, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tuple[Array]:
+def _(g: Array, y: Array, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tuple[Array, ...]:
     largest = array_of(x) == array_of(_with_axes(y, x, axis, keepdims))
     share = (largest / largest.sum(axis=axis, keepdims=True)).astype(x.dtype)
     return (_with_axes(g, x, axis, keepdims) * share,)

@@ -16,8 +16,8 @@ def reshape(x: Array, *, shape: Shape) -> Array:
 
 
 @reshape.vjp
-def _(g: Array, _y: Array, x: Array, *, shape: Shape) -> tuple[Array, ...]:
-    return (reshape(g, shape=x.shape),)
+def _(g: Array, _y: Array, _x: Array, *, shape: Shape) -> tuple[Array, ...]:
+    return (reshape(g, shape=_x.shape),)
 
 
 @op
@@ -41,8 +41,8 @@ def broadcast_to(x: Array, *, shape: Shape) -> Array:
 
 
 @broadcast_to.vjp
-def _(g: Array, _y: Array, x: Array, *, shape: Shape) -> tuple[Array, ...]:
-    return (sum_to(g, shape=x.shape),)
+def _(g: Array, _y: Array, _x: Array, *, shape: Shape) -> tuple[Array, ...]:
+    return (sum_to(g, shape=_x.shape),)
 
 
 @op
@@ -54,8 +54,8 @@ def sum_to(x: Array, *, shape: Shape) -> Array:
 
 
 @sum_to.vjp
-def _(g: Array, _y: Array, x: Array, *, shape: Shape) -> tuple[Array, ...]:
-    return (broadcast_to(g, shape=x.shape),)
+def _(g: Array, _y: Array, _x: Array, *, shape: Shape) -> tuple[Array, ...]:
+    return (broadcast_to(g, shape=_x.shape),)
 
 
 def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
@@ -93,8 +93,8 @@ def getitem(x: Array, *, index: Any) -> Array:
 
 
 @getitem.vjp
-def _(g: Array, _y: Array, x: Array, *, index: Any) -> tuple[Array, ...]:
-    return (scatter_add(g, index=index, shape=x.shape),)
+def _(g: Array, _y: Array, _x: Array, *, index: Any) -> tuple[Array, ...]:
+    return (scatter_add(g, index=index, shape=_x.shape),)
 
 
 @op
