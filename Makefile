@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MPI_RANKS ?= 1 2 3
+CUPY_VENV := .venv-cupy
 
-.PHONY: help env demo test check unit mpi clean
+.PHONY: help env demo test check unit mpi cupy clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
@@ -37,8 +38,15 @@ mpi: env  ## tests among MPI ranks, once for each number in MPI_RANKS
 		$(BIN)/mpiexec -n $$n $(BIN)/python -m pytest --with-mpi --only-mpi tests/mpi; \
 	done
 
+cupy: env  ## ops on CuPy's arrays, on the emulated device that EMUGPU, a folder, brings; not part of test
+	@test -n "$(EMUGPU)" || { echo "say where the emulator is: make cupy EMUGPU=folder" >&2; exit 2; }
+	test -d $(CUPY_VENV) || $(PYTHON) -m venv $(CUPY_VENV)
+	$(CUPY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable . pytest pytest-timeout
+	EMUGPU_PYTHON=$(CUPY_VENV)/bin/python EMUGPU_PREFIX=$(CURDIR)/$(CUPY_VENV)/emugpu $(EMUGPU)/setup
+	EMUGPU_PREFIX=$(CURDIR)/$(CUPY_VENV)/emugpu $(EMUGPU)/run $(CUPY_VENV)/bin/python -m pytest tests/autodiff/test_cupy.py
+
 test: check unit mpi  ## everything: checks, tests, tests on 1, 2 and 3 MPI ranks
 
 clean:  ## remove the environment and all caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	rm -rf $(VENV) $(CUPY_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,7 +5,7 @@ does not ask for it: the worker adds rank, host and step once, as a note.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class DisttrainError(Exception):
@@ -54,6 +54,14 @@ class CheckpointError(DisttrainError, RuntimeError):
 
 class CheckpointDamagedError(CheckpointError):
     """A checkpoint's files are not what its manifest says they are."""
+
+
+def readable(shape: Sequence[int | None]) -> str:
+    """Return a shape for a message; a first length that is unknown or 0 stands for any number of samples."""
+    lengths = [str(n) for n in shape]
+    if shape and not shape[0]:
+        lengths[0] = "samples"
+    return f"({', '.join(lengths)})" if len(lengths) != 1 else f"({lengths[0]},)"
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> ConfigError:

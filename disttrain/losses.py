@@ -14,7 +14,7 @@ import numpy as np
 from disttrain.autodiff import Tensor, ops
 from disttrain.autodiff.op import Op, array_of
 from disttrain.backend import Array, get_array_module, to_host
-from disttrain.errors import ConfigError, DataError, ShapeError, unknown_name
+from disttrain.errors import ConfigError, DataError, ShapeError, readable, unknown_name
 
 EPSILON = 1e-7  # how near to 0 and 1 a probability may come, as in Keras
 
@@ -38,7 +38,7 @@ class Loss(ABC):
         if _without_trailing_one(y_true.shape[1:]) != _without_trailing_one(output_shape[1:]):
             raise ShapeError(
                 f"{self.name}: targets of shape {y_true.shape} do not fit the model's output of shape "
-                f"{_readable(output_shape)}"
+                f"{readable(output_shape)}"
             )
 
     def __call__(self, y_true: Any, y_pred: Any) -> Any:
@@ -87,7 +87,7 @@ class CategoricalCrossentropy(Loss):
             )
             raise ShapeError(
                 f"{self.name}: targets of shape {y_true.shape} are not one-hot vectors for the model's output of "
-                f"shape {_readable(output_shape)}{hint}"
+                f"shape {readable(output_shape)}{hint}"
             )
 
 
@@ -118,7 +118,7 @@ class SparseCategoricalCrossentropy(Loss):
             hint = "; for one-hot targets use loss='categorical_crossentropy'" if y_true.shape[-1] == classes else ""
             raise ShapeError(
                 f"{self.name}: labels of shape {y_true.shape} do not fit the model's output of shape "
-                f"{_readable(output_shape)}: one integer per vector of outputs is expected{hint}"
+                f"{readable(output_shape)}: one integer per vector of outputs is expected{hint}"
             )
         values = to_host(y_true)
         wrong = (values != np.floor(values)) | (values < 0) | (values >= classes)
@@ -237,7 +237,7 @@ def _check_classes(name: str, output_shape: tuple[int | None, ...]) -> int:
     classes = output_shape[-1] if len(output_shape) > 1 else 1
     if classes is None or classes < 2:
         raise ShapeError(
-            f"{name}: the model's output of shape {_readable(output_shape)} has one value per sample, and one class is "
+            f"{name}: the model's output of shape {readable(output_shape)} has one value per sample, and one class is "
             "no choice; give the last layer an output for each class, or use loss='binary_crossentropy'"
         )
     return classes
@@ -254,7 +254,3 @@ def _flat_mean(values: Any) -> Any:
 
 def _without_trailing_one(shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
     return tuple(shape[:-1]) if shape and shape[-1] == 1 else tuple(shape)
-
-
-def _readable(shape: tuple[int | None, ...]) -> str:
-    return "(" + ", ".join("samples" if n is None else str(n) for n in shape) + ")"

@@ -12,7 +12,7 @@ import numpy as np
 from disttrain import initializers
 from disttrain.autodiff import Tensor, ops
 from disttrain.backend import floatx, random_generator, seed
-from disttrain.errors import ConfigError, ShapeError
+from disttrain.errors import ConfigError, ShapeError, readable
 from disttrain.layers.step import current_step, training_mode
 
 _numbers: Counter[str] = Counter()  # for layers that belong to no model
@@ -185,7 +185,7 @@ class Layer:
         if wrong:
             raise ShapeError(
                 f"layer {self.path!r} ({type(self).__name__}): expected an input of shape "
-                f"{self._expected_shape(last)}, received {x.shape}"
+                f"{self._expected_shape(last)}, received {readable(x.shape)}"
             )
         if self.autocast and x.dtype != self.dtype:
             return ops.cast(x, dtype=self.dtype)

@@ -45,7 +45,7 @@ class Optimizer(ABC):
 
         Args:
             parameter: shape ``(n,)``.
-            gradient: the same; not to be changed.
+            gradient: the same; not to be changed; of float16 parameters as float32, as the slots are.
             slots: arrays of the same shape, by name; zeros at first.
             learning_rate: of this step.
             step: counted from 1.
@@ -84,7 +84,7 @@ class Optimizer(ABC):
                 block = slice(start, start + _BLOCK)
                 self.update(
                     flat[block],
-                    flat_gradient[block],
+                    flat_gradient[block].astype(_wide(flat), copy=False),
                     {name: slot[block] for name, slot in flat_slots.items()},
                     learning_rate=rate,
                     step=self.iterations,
@@ -99,7 +99,7 @@ class Optimizer(ABC):
         shapes = [v.shape for v in variables]
         if not self.slots:
             self.slots = [
-                {name: get_array_module(v).zeros(v.shape, v.dtype) for name in self.slot_names} for v in variables
+                {name: get_array_module(v).zeros(v.shape, _wide(v)) for name in self.slot_names} for v in variables
             ]
             self._shapes = shapes
         if shapes != self._shapes:
@@ -111,3 +111,8 @@ class Optimizer(ABC):
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make this optimizer again."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+
+def _wide(variable: Array) -> Any:
+    """Return the dtype to compute in: squares of float16 gradients would vanish in float16."""
+    return "float32" if variable.dtype == "float16" else variable.dtype

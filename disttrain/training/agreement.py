@@ -3,11 +3,17 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
+
 from disttrain import errors
+from disttrain.checkpoint import digest
 from disttrain.comm import Communicator
+from disttrain.data import Batches
 from disttrain.errors import CommError, DisttrainError
 
 T = TypeVar("T")
+
+_COMPARED_SAMPLES = 16  # enough to notice data that were already sharded, or shuffled otherwise
 
 
 def together(comm: Communicator, action: Callable[[], T]) -> T:
@@ -30,7 +36,9 @@ def together(comm: Communicator, action: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def check_equal(comm: Communicator, what: str, description: Any, remedy: str) -> None:
+def check_equal(
+    comm: Communicator, what: str, description: Any, remedy: str = "every rank must be given the same"
+) -> None:
     """Raise CommError on all ranks if their descriptions, JSON values, of `what` differ.
 
     The message shows rank 0's and that of the first rank which differs from it.
@@ -40,6 +48,17 @@ def check_equal(comm: Communicator, what: str, description: Any, remedy: str) ->
         if other != descriptions[0]:
             ours, theirs = _first_difference(descriptions[0], other)
             raise CommError(f"{what} differs between ranks: rank 0 has {ours}, rank {rank} has {theirs}; {remedy}")
+
+
+def describe(batches: Batches) -> list[Any]:
+    """Return what must be equal on all ranks; of the samples, the digest of some, spread over all."""
+    some = np.linspace(0, len(batches.x) - 1, _COMPARED_SAMPLES).astype(np.int64)
+    arrays = {"x": batches.x} if batches.y is None else {"x": batches.x, "y": batches.y}
+    return [
+        *([name, str(a.dtype), list(a.shape), digest({name: a[some]})[:16]] for name, a in arrays.items()),
+        ["batch_size", batches.batch_size, "shuffle", batches.shuffle],
+        ["seed", batches.seed],
+    ]
 
 
 def _first_difference(a: Any, b: Any) -> tuple[Any, Any]:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Logs = dict[str, Any]
 
+_UPWARD = ("acc", "accuracy", "precision", "recall", "f1_score")
+_DOWNWARD = ("loss", "error", "mse", "mae", "crossentropy")
+
 
 class Callback:
     """Base of all callbacks: override what you need.
@@ -38,8 +41,11 @@ class Callback:
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Called after an epoch and its validation with all values of it."""
 
+    def on_train_batch_begin(self, batch: int) -> None:
+        """Called before a step, counted from 0 in each epoch."""
+
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        """Called after a step, counted from 0 in each epoch, with the values of the epoch so far."""
+        """Called after a step, with the values of the epoch so far."""
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs to know: JSON values, and arrays."""
@@ -87,11 +93,10 @@ class _Monitor(Callback):
     def __init__(self, monitor: str, mode: str, min_delta: float) -> None:
         if mode not in ("auto", "max", "min"):
             raise unknown_name("mode", mode, ("auto", "max", "min"))
-        upward = ("acc", "accuracy", "precision", "recall", "f1_score")
         self.monitor = monitor
         self.mode = mode
         self.min_delta = abs(min_delta)
-        self._maximize = mode == "max" or (mode == "auto" and monitor.endswith(upward))
+        self._maximize = mode == "max" or (mode == "auto" and monitor.endswith(_UPWARD))
         self.best: float | None = None
 
     def _value(self, logs: Logs) -> float:
@@ -99,6 +104,11 @@ class _Monitor(Callback):
             hint = "; give fit() validation_data" if self.monitor.startswith("val_") else ""
             raise ConfigError(
                 f"{type(self).__name__} follows {self.monitor!r}, which is not there: {', '.join(logs)}{hint}"
+            )
+        if self.mode == "auto" and not self.monitor.endswith(_UPWARD + _DOWNWARD):
+            raise ConfigError(
+                f"{type(self).__name__} cannot tell whether more or less {self.monitor!r} is better; say mode='max' "
+                "or mode='min'"
             )
         return float(logs[self.monitor])
 

@@ -75,6 +75,7 @@ class Fit:
         epoch = self.epoch
         self._call(lambda callback: callback.on_epoch_begin(epoch))
         for batch in self.batches.epoch(epoch, self.step):
+            self._call(lambda callback: callback.on_train_batch_begin(self.step))
             sums = self.replica.train(batch)
             self.sums = sums if self.sums is None else self.sums + sums
             self.step += 1

@@ -7,7 +7,6 @@ from typing import Any
 from disttrain import comm, layers, losses, metrics, optimizers
 from disttrain.checkpoint import Checkpoint
 from disttrain.errors import CheckpointError
-from disttrain.layers import Layer
 from disttrain.training.model import Model
 from disttrain.training.saving import read
 from disttrain.training.sequential import Sequential
@@ -75,6 +74,3 @@ def _make(described: dict[str, Any], known: Mapping[str, Any], saved: Checkpoint
 
 def _classes(module: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if isinstance(value, type)}
-
-
-__all__ = ["Layer", "load_model"]

@@ -4,28 +4,26 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from disttrain import comm, losses, optimizers
 from disttrain.autodiff import no_grad
 from disttrain.backend import seed
-from disttrain.checkpoint import digest
 from disttrain.data import Batches, shard
+from disttrain.data_parallel import FlatBuffer, flatten
 from disttrain.errors import ConfigError, DataError
 from disttrain.layers import Layer
 from disttrain.metrics import Metric
 from disttrain.metrics import get as get_metric
-from disttrain.training.agreement import check_equal, together
+from disttrain.training.agreement import check_equal, describe, together
 from disttrain.training.callbacks import Callback, History
 from disttrain.training.fit import Fit
 from disttrain.training.progress import ProgressBar
 from disttrain.training.replica import Replica, copy_into
 from disttrain.training.saving import read, write
 from disttrain.training.summary import summarize
-
-_THE_SAME = "every rank must be given the same"
-_COMPARED_SAMPLES = 16  # enough to notice data that were already sharded, or shuffled otherwise
 
 
 class Model(Layer):
@@ -48,7 +46,7 @@ class Model(Layer):
         self.stop_training = False
         self._loss: losses.Loss | None = None
         self._metrics: list[Metric] = []
-        self._replica: Replica | None = None
+        self._forget_replicas()
 
     def compile(
         self,
@@ -65,12 +63,14 @@ class Model(Layer):
             raise ConfigError("compile() needs a loss, as loss='sparse_categorical_crossentropy'")
         self.optimizer = optimizers.get(optimizer)
         self._loss = losses.get(loss)
+        if isinstance(metrics, str):
+            raise ConfigError(f"metrics is a list, as metrics=[{metrics!r}]")
         self._metrics = [get_metric(metric) for metric in metrics or ()]
         names = ["loss", *(metric.name for metric in self._metrics)]
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"two metrics are called {name!r} (the loss counts as one); give one a name=...")
-        self._replica = None
+        self._forget_replicas()
 
     def fit(
         self,
@@ -120,14 +120,15 @@ class Model(Layer):
                 at = int(len(training.x) * (1 - validation_split))
                 held = training.x[at:], _part(training.y, slice(at, None))
                 training = self._batches(training.x[:at], _part(training.y, slice(at)), batch_size, shuffle=shuffle)
+            for name, number, least in (("epochs", epochs, 1), ("initial_epoch", initial_epoch, 0)):
+                if not isinstance(number, int) or number < least:
+                    raise ConfigError(f"{name} must be an integer of at least {least}, not {number!r}")
             return training, None if held is None else self._batches(held[0], held[1], batch_size, shuffle=False)
 
         batches, validation = together(ranks, prepare)
-        held = [] if validation is None else [["validation_data", *part] for part in _description(validation)]
-        asked = [*_description(batches), *held, ["epochs", epochs], ["initial_epoch", initial_epoch]]
-        check_equal(ranks, "what fit() was given", asked, _THE_SAME)
-        if epochs < 1 or initial_epoch < 0:
-            raise ConfigError(f"epochs must be at least 1 and initial_epoch 0, not {epochs} and {initial_epoch}")
+        held = [] if validation is None else [["validation_data", *part] for part in describe(validation)]
+        asked = [*describe(batches), *held, ["epochs", epochs], ["initial_epoch", initial_epoch]]
+        check_equal(ranks, "what fit() was given", asked)
         history = History()
         progress = ProgressBar(batches, epochs, verbose=verbose if ranks.rank == 0 else 0)
         self.current_fit = Fit(
@@ -149,7 +150,7 @@ class Model(Layer):
         """Take one step on a global batch, of which each rank takes its part; return loss and metrics of it."""
         ranks = comm.current()
         batches = together(ranks, lambda: self._batches(x, y, len(x), shuffle=False))
-        check_equal(ranks, "the batch", _description(batches), _THE_SAME)
+        check_equal(ranks, "the batch", describe(batches))
         replica = self._replica_among(ranks)
         return replica.logs(replica.train(batches.batch(0, 0)))
 
@@ -161,7 +162,7 @@ class Model(Layer):
         """
         ranks = comm.current()
         batches = together(ranks, lambda: self._batches(x, y, batch_size, shuffle=False))
-        check_equal(ranks, "the data to evaluate on", _description(batches), _THE_SAME)
+        check_equal(ranks, "the data to evaluate on", describe(batches))
         values = self._replica_among(ranks).evaluate(batches.epoch(0))
         if return_dict:
             return values
@@ -171,12 +172,14 @@ class Model(Layer):
         """Return the model's outputs for `x`, shape ``(samples, ...)``, on every rank; each computes a part."""
         ranks = comm.current()
         batches = together(ranks, lambda: Batches(x, batch_size=batch_size, shuffle=False, seed=0))
-        check_equal(ranks, "the data to predict for", _description(batches), _THE_SAME)
+        check_equal(ranks, "the data to predict for", describe(batches))
         mine = shard(len(batches.x), ranks.rank, ranks.world_size)
         largest = -(-len(batches.x) // ranks.world_size)
-        if self._replica is not None and self._replica.comm is ranks:
-            self._replica.share_state()
         with no_grad():
+            if self._built_for is None:
+                self(batches.x[:0], training=False)
+            if self._loss is not None:
+                self._replica_among(ranks).share_state()
             own = [
                 self(batches.x[start : min(start + batch_size, mine.stop)], training=False).numpy()
                 for start in range(mine.start, mine.stop, batch_size)
@@ -197,12 +200,13 @@ class Model(Layer):
         """
         self._check_built("save()")
         tensors: dict[str, dict[str, Any]] = {"model": {w.name: w.data for w in self.weights}}
-        if self._replica is not None:
-            if self._replica.comm is comm.current():  # else this rank saves alone
-                self._replica.share_state()
-            tensors = self._replica.tensors()
-        iterations = self.optimizer.iterations if self._replica is not None else 0
-        write(comm.current(), path, tensors, {"model": self.description(), "iterations": iterations})
+        values: dict[str, Any] = {"model": self.description()}
+        if self._loss is not None:
+            replica = self._replica_among(comm.current())
+            replica.share_state()
+            tensors = replica.tensors()
+            values["iterations"] = self.optimizer.iterations
+        write(comm.current(), path, tensors, values)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over weights, and the optimizer's state where it was saved, from the newest whole checkpoint.
@@ -262,11 +266,21 @@ class Model(Layer):
         self._loss.check(batches.y, self.output_shape)
         return batches
 
+    def _forget_replicas(self) -> None:
+        self._buffers: list[FlatBuffer] | None = None
+        self._replicas: WeakKeyDictionary[comm.Communicator, Replica] = WeakKeyDictionary()
+
     def _replica_among(self, ranks: comm.Communicator) -> Replica:
-        if self._replica is None or self._replica.comm is not ranks:
-            assert self._loss is not None
-            self._replica = Replica(self, ranks, self.optimizer, self._loss, self._metrics)
-        return self._replica
+        """Return the replica among `ranks`; several share the buffers, as where one rank evaluates alone."""
+        assert self._loss is not None
+        if self._buffers is None:
+            for weights, trains in ((self.trainable_weights, True), (self.non_trainable_weights, False)):
+                for weight in weights:
+                    weight.requires_grad = trains
+            self._buffers = flatten(self.trainable_weights)
+        if ranks not in self._replicas:
+            self._replicas[ranks] = Replica(self, ranks, self._buffers, self.optimizer, self._loss, self._metrics)
+        return self._replicas[ranks]
 
 
 def _described(thing: Any) -> dict[str, Any]:
@@ -282,14 +296,3 @@ def _described(thing: Any) -> dict[str, Any]:
 
 def _part(array: Any, part: slice) -> Any:
     return None if array is None else array[part]
-
-
-def _description(batches: Batches) -> list[Any]:
-    """Return what must be equal on all ranks; of the samples, the digest of some, spread over all."""
-    some = np.linspace(0, len(batches.x) - 1, _COMPARED_SAMPLES).astype(np.int64)
-    arrays = {"x": batches.x} if batches.y is None else {"x": batches.x, "y": batches.y}
-    return [
-        *([name, str(a.dtype), list(a.shape), digest({name: a[some]})[:16]] for name, a in arrays.items()),
-        ["batch_size", batches.batch_size, "shuffle", batches.shuffle],
-        ["seed", batches.seed],
-    ]

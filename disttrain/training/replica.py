@@ -10,7 +10,7 @@ from disttrain.backend import to_host
 from disttrain.checkpoint import digest
 from disttrain.comm import Communicator
 from disttrain.data import Batch
-from disttrain.data_parallel import GradientSum, broadcast_weights, flatten, total_over
+from disttrain.data_parallel import FlatBuffer, GradientSum, broadcast_weights, total_over
 from disttrain.errors import CheckpointError, NonFiniteError
 from disttrain.layers import Layer, Step, running
 from disttrain.losses import Loss
@@ -29,6 +29,7 @@ class Replica:
     Args:
         model: built.
         comm: the ranks.
+        buffers: where its trained weights lie.
         optimizer: whose slots become flat, or are so already.
         loss: of a sample.
         metrics: to add up beside the loss.
@@ -41,21 +42,24 @@ class Replica:
     """
 
     def __init__(
-        self, model: Layer, comm: Communicator, optimizer: Optimizer, loss: Loss, metrics: list[Metric]
+        self,
+        model: Layer,
+        comm: Communicator,
+        buffers: list[FlatBuffer],
+        optimizer: Optimizer,
+        loss: Loss,
+        metrics: list[Metric],
     ) -> None:
         self.model = model
         self.comm = comm
+        self.buffers = buffers
         self.optimizer = optimizer
         self.loss = loss
         self.metrics = metrics
-        for weights, trains in ((model.trainable_weights, True), (model.non_trainable_weights, False)):
-            for weight in weights:
-                weight.requires_grad = trains
         layout = [[w.name, list(w.shape), str(w.dtype), w.requires_grad] for w in model.weights]
         check_equal(comm, "the model", layout, "every rank must build the same model in the same order")
-        self.buffers = flatten(model.trainable_weights)
-        optimizer.build([buffer.data for buffer in self.buffers])
-        self.gradients = GradientSum(comm, self.buffers)
+        optimizer.build([buffer.data for buffer in buffers])
+        self.gradients = GradientSum(comm, buffers)
         broadcast_weights(comm, model.weights)
         check_equal(comm, "the weights' digest", self.digest(), "a message was damaged on its way")
         self._state = _state(model)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from disttrain.autodiff import no_grad
-from disttrain.errors import ConfigError, ShapeError
+from disttrain.errors import ConfigError, ShapeError, readable
 from disttrain.layers import Layer
 from disttrain.layers.layer import numbered_names
 from disttrain.training.model import Model
@@ -36,7 +36,7 @@ class Sequential(Model):
             raise ConfigError("the model was built by its first call; add all layers before it")
         self._append(layer)
         self._build_if_known()
-        self._replica = None  # it knows the weights that were there
+        self._forget_replicas()  # it knows the weights that were there
 
     def call(self, x: Any) -> Any:
         """Return what the last layer gives."""
@@ -73,6 +73,6 @@ class Sequential(Model):
         if self.input_shape is not None and tuple(x.shape[1:]) != self.input_shape:
             raise ShapeError(
                 f"layer {self.sublayers()[0][0]!r} ({type(self.layers[0]).__name__}), the model's first: expected an "
-                f"input of shape ({', '.join(map(str, ('samples', *self.input_shape)))}), received {x.shape}"
+                f"input of shape {readable((None, *self.input_shape))}, received {readable(x.shape)}"
             )
         return x

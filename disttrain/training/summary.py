@@ -1,10 +1,9 @@
 """`Model.summary`: the layers of a model as a table."""
 
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 
+from disttrain.errors import readable
 from disttrain.layers import Layer
 
 
@@ -15,12 +14,12 @@ def summarize(model: Layer) -> None:
     for heading, justify in (("Layer (type)", "left"), ("Output shape", "left"), ("Parameters", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for name, layer in model.sublayers():
-        table.add_row(f"{name} ({type(layer).__name__})", _shape(layer.output_shape), f"{layer.count_params():,}")
+        table.add_row(
+            f"{name} ({type(layer).__name__})",
+            readable(layer.output_shape) if layer.output_shape else "not built",
+            f"{layer.count_params():,}",
+        )
     console.print(table)
     trained = sum(w.size for w in model.trainable_weights)
     size = sum(w.data.nbytes for w in model.weights)
     console.print(f"Parameters: {model.count_params():,}, of which trained: {trained:,}. Size: {size / 2**20:.2f} MiB.")
-
-
-def _shape(shape: tuple[Any, ...] | None) -> str:
-    return "not built" if shape is None else "(" + ", ".join("samples" if n is None else str(n) for n in shape) + ")"

@@ -1,5 +1,6 @@
 """All ranks hold one model and read the same data, or all of them are told what differs."""
 
+import numpy as np
 import pytest
 
 import disttrain as dt
@@ -145,3 +146,21 @@ def test_labels_that_are_wrong_on_one_rank_only_are_an_error_on_all():
 def test_equal_models_and_data_are_no_error():
     x, y = worlds.blobs()
     assert worlds.errors(3, lambda comm: worlds.dense_net().fit(x, y, verbose=0)) == [None] * 3
+
+
+def test_one_rank_may_evaluate_alone_between_two_trainings():
+    x, y = worlds.blobs()
+
+    def work(comm, alone):
+        model = worlds.dense_net()
+        model.fit(x, y, batch_size=10, verbose=0)
+        loss = None
+        if alone and comm.rank == 0:
+            with dt.comm.use(dt.comm.connect("local")):
+                loss = model.evaluate(x, y)
+        model.fit(x, y, batch_size=10, verbose=0)
+        return loss, dt.state_digest(model)
+
+    with_it, without = (threads.run(2, work, alone) for alone in (True, False))
+    assert [digest for _, digest in with_it] == [digest for _, digest in without]
+    assert np.isfinite(with_it[0][0])
