@@ -30,7 +30,7 @@ check: env  ## formatting, lint, types, import contracts
 	$(BIN)/lint-imports
 
 unit: env  ## tests that need one process
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/mpi
 
 mpi: env  ## tests among MPI ranks, once for each number in MPI_RANKS
 	@set -e; for n in $(MPI_RANKS); do \

@@ -196,7 +196,7 @@ def test_the_command_lists_what_is_known_with_licence_and_state(apt, cache, toy_
 
 def test_the_help_shows_each_example_on_a_line():
     lines = CliRunner().invoke(data, ["--help"]).output.splitlines()
-    assert "  disttrain data fashion_mnist    bring one" in lines
+    assert "    disttrain data fashion_mnist    bring one" in lines
     assert not any("\\b" in line for line in lines)
 
 
