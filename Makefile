@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MPI_RANKS ?= 1 2 3
 CUPY_VENV := .venv-cupy
+# where test runs add what they skip
+export SKIPPED_TESTS := $(CURDIR)/.pytest_cache/skipped
 
-.PHONY: help env demo test check unit mpi cupy clean
+.PHONY: help env demo test check unit mpi cupy forget clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
@@ -45,7 +47,11 @@ cupy: env  ## ops on CuPy's arrays, on the emulated device that EMUGPU, a folder
 	EMUGPU_PYTHON=$(CUPY_VENV)/bin/python EMUGPU_PREFIX=$(CURDIR)/$(CUPY_VENV)/emugpu $(EMUGPU)/setup
 	EMUGPU_PREFIX=$(CURDIR)/$(CUPY_VENV)/emugpu $(EMUGPU)/run $(CUPY_VENV)/bin/python -m pytest tests/autodiff/test_cupy.py
 
-test: check unit mpi  ## everything: checks, tests, tests on 1, 2 and 3 MPI ranks
+test: forget check unit mpi  ## everything: checks, tests, tests on 1, 2 and 3 MPI ranks
+	@echo "== skipped in all of these, and why"; cat $(SKIPPED_TESTS) 2>/dev/null || echo "nothing"
+
+forget:
+	@rm -f $(SKIPPED_TESTS)
 
 clean:  ## remove the environment and all caches
 	rm -rf $(VENV) $(CUPY_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

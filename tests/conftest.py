@@ -1,4 +1,4 @@
-"""Every rank says where it stands before a test's time is up.
+"""Every rank says where it stands before a test's time is up; skipped tests are noted for the end of `make test`.
 
 pytest-timeout ends the first rank that it reaches; the launcher then kills the others, silently.
 """
@@ -43,6 +43,16 @@ def pytest_runtest_protocol(item):
         faulthandler.cancel_dump_traceback_later()
         timer.cancel()
         timer.join()
+
+
+def pytest_terminal_summary(terminalreporter):
+    path, place = os.environ.get("SKIPPED_TESTS"), env.place()
+    reports = terminalreporter.stats.get("skipped", [])
+    if path and reports and place.rank == 0:
+        with open(path, "a") as file:
+            for report in reports:
+                where = f" on {place.world_size} MPI ranks" if place.world_size > 1 else ""
+                file.write(f"{report.nodeid}{where}: {report.longrepr[2].removeprefix('Skipped: ')}\n")
 
 
 def _limit_s(item):

@@ -65,8 +65,8 @@ def test_processes_and_exit_handlers_of_a_script_find_its_main_module(program):
     text = """
 import atexit, multiprocessing
 def square(x): return x * x
-atexit.register(lambda: print("bye", square(3)))
-if __name__ == "__main__":
+if __name__ == "__main__":  # the pool's process imports this file too, and may or may not live to its exit handlers
+    atexit.register(lambda: print("bye", square(3)))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         print(pool.map(square, [2]))
 """
