@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,29 +65,29 @@ class Fit:
         self.model.stop_training = False
         for callback in self.callbacks:
             callback.model = self.model
-        self._call(lambda callback: callback.on_train_begin())
+        self._call("on_train_begin")
         while self.epoch < self.epochs and not self.model.stop_training:
             self._run_epoch()
-        self._call(lambda callback: callback.on_train_end())
+        self._call("on_train_end")
         self.replica.share_state()
 
     def _run_epoch(self) -> None:
         epoch = self.epoch
-        self._call(lambda callback: callback.on_epoch_begin(epoch))
+        self._call("on_epoch_begin", epoch)
         for batch in self.batches.epoch(epoch, self.step):
-            self._call(lambda callback: callback.on_train_batch_begin(self.step))
+            self._call("on_train_batch_begin", self.step)
             sums = self.replica.train(batch)
             self.sums = sums if self.sums is None else self.sums + sums
             self.step += 1
             logs = self.replica.logs(self.sums)
-            self._call(lambda callback: callback.on_train_batch_end(self.step - 1, logs))  # noqa: B023
+            self._call("on_train_batch_end", self.step - 1, logs)
         assert self.sums is not None
         logs = self.replica.logs(self.sums)
         if self.validation is not None:
             validated = self.replica.evaluate(self.validation.epoch(0))
             logs.update({f"val_{name}": value for name, value in validated.items()})
         self.epoch, self.step, self.sums = epoch + 1, 0, None
-        self._call(lambda callback: callback.on_epoch_end(epoch, logs))
+        self._call("on_epoch_end", epoch, logs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the state of training under `path`; rank 0 writes, and a failure is one on all ranks."""
@@ -153,9 +153,9 @@ class Fit:
             "callbacks": [type(callback).__name__ for callback in self.callbacks],
         }
 
-    def _call(self, event: Callable[[Callback], None]) -> None:
+    def _call(self, event: str, *args: Any) -> None:
         for callback in self.callbacks:
-            event(callback)
+            getattr(callback, event)(*args)
 
 
 def _is_array(value: Any) -> bool:
