@@ -2,9 +2,9 @@
 
 from disttrain.autodiff.ops.elementwise import abs, exp, log1p, relu
 from disttrain.autodiff.ops.reduction import mean, sum
-from disttrain.autodiff.ops.shape import getitem, reshape
+from disttrain.autodiff.ops.shape import pick
 from disttrain.autodiff.ops.softmax import log_softmax
-from disttrain.backend import Array, get_array_module
+from disttrain.backend import Array
 
 
 def softmax_cross_entropy(logits: Array, targets: Array) -> Array:
@@ -20,9 +20,7 @@ def sparse_softmax_cross_entropy(logits: Array, labels: Array) -> Array:
 
     Shapes: ``(..., classes), (...) -> (...)``.
     """
-    scores = reshape(log_softmax(logits), shape=(-1, logits.shape[-1]))
-    rows = get_array_module(labels).arange(scores.shape[0])
-    return -reshape(getitem(scores, index=(rows, labels.reshape(-1))), shape=labels.shape)
+    return -pick(log_softmax(logits), labels)
 
 
 def sigmoid_cross_entropy(logits: Array, targets: Array) -> Array:

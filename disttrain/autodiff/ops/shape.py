@@ -116,6 +116,38 @@ def _(g: Array, _y: Array, _x: Array, *, index: Any, shape: Shape) -> tuple[Arra
     return (getitem(g, index=index),)
 
 
+@op
+def pick(x: Array, index: Array) -> Array:
+    """Return one element of each vector along the last axis: the one that `index` names.
+
+    Shapes: ``(..., n), (...) -> (...)``; `index` holds integers from 0 to ``n - 1``.
+    """
+    xp = get_array_module(x)
+    return xp.take_along_axis(x, xp.asarray(index)[..., None], -1)[..., 0]
+
+
+@pick.vjp
+def _(g: Array, _y: Array, _x: Array, index: Array) -> tuple[Array, ...]:
+    return place(g, index, length=_x.shape[-1]), None
+
+
+@op
+def place(g: Array, index: Array, *, length: int) -> Array:
+    """Return vectors of zeros with one element each set, the one that `index` names: the adjoint of `pick`.
+
+    Shapes: ``(...), (...) -> (..., length)``.
+    """
+    xp = get_array_module(g)
+    out = xp.zeros((*g.shape, length), g.dtype)
+    xp.put_along_axis(out, xp.asarray(index)[..., None], g[..., None], -1)
+    return out
+
+
+@place.vjp
+def _(h: Array, _y: Array, _g: Array, index: Array, *, length: int) -> tuple[Array, ...]:
+    return pick(h, index), None
+
+
 def _plain(index: Any) -> Any:
     """Return `index` with the arrays of Tensors in place of the Tensors."""
     if isinstance(index, tuple):

@@ -151,3 +151,15 @@ case(
     (3, 2),
     batched=(0,),
 )
+
+PICKED = np.array([[1, 0, 3], [2, 2, 1]])
+for label, shape in {"vectors": (2, 3, 4), "long": (2, 3, 17)}.items():
+    case(
+        "pick",
+        label,
+        lambda x: ops.pick(x, PICKED[: x.shape[0]]),
+        lambda x: np.array([[x[i, j, PICKED[i, j]] for j in range(3)] for i in range(2)]),
+        shape,
+        batched=(0,),
+    )
+case("pick", "one", lambda x: ops.pick(x, np.array(1)), lambda x: x[1], (3,))
