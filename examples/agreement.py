@@ -1,7 +1,8 @@
 """Train one model on 1, 2, 3 and 4 workers, and show by how much their loss curves differ.
 
 Workers add the same numbers in another order, so the curves differ by rounding. Training may amplify that, as it
-amplifies any small change: with --regularized, which adds dropout and batch normalization, it does.
+amplifies any small change: with --regularized, which adds dropout and batch normalization, it does. The last line
+shows how much: one worker again, after the last bit of one initial weight was changed.
 
 The workers are threads of this process, which compute and communicate as processes under MPI do.
 
@@ -18,7 +19,7 @@ import disttrain as dt
 from disttrain.comm import threads
 
 
-def train(comm, x, y, args):
+def train(comm, x, y, args, nudge=False):
     """Return the loss of each epoch, and the digest of the weights, on this rank."""
     between = [dt.layers.Dropout(0.2), dt.layers.BatchNormalization()] if args.regularized else []
     model = dt.Sequential(
@@ -29,8 +30,15 @@ def train(comm, x, y, args):
         ]
     )
     model.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
+    if nudge:
+        kernel = model.weights[0].data
+        kernel[300, 5] = np.nextafter(kernel[300, 5], np.array(1, kernel.dtype))
     history = model.fit(x, y, epochs=args.epochs, batch_size=args.batch_size, verbose=0)
     return history.history["loss"], dt.state_digest(model)
+
+
+def listed(differences):
+    return " ".join(f"{difference:.0e}" for difference in differences)
 
 
 def main():
@@ -59,9 +67,12 @@ def main():
         alone = curve if alone is None else alone
         differences = np.abs(curve - alone)
         largest = max(largest, float(differences.max()))
-        by_epoch = " ".join(f"{difference:.0e}" for difference in differences)
-        print(f"{workers} workers: last loss {curve[-1]:.12f}; differences to one worker by epoch: {by_epoch}")
+        print(
+            f"{workers} workers: last loss {curve[-1]:.12f}; differences to one worker by epoch: {listed(differences)}"
+        )
     print(f"largest difference {largest:.1e}")
+    nudged = np.abs(threads.run(1, train, x, y, args, nudge=True)[0][0] - alone)
+    print(f"for comparison, 1 worker and the last bit of one weight changed: {listed(nudged)}")
 
 
 if __name__ == "__main__":
