@@ -88,6 +88,7 @@ _KNOWN: dict[str, Initializer] = {
     "random_normal": random_normal(),
     "random_uniform": random_uniform(),
     "truncated_normal": truncated_normal(),
+    "uniform": random_uniform(),  # Keras's name for it where embeddings begin
     "glorot_uniform": variance_scaling(1, "fan_avg", "uniform"),
     "glorot_normal": variance_scaling(1, "fan_avg", "truncated_normal"),
     "he_uniform": variance_scaling(2, "fan_in", "uniform"),

@@ -5,7 +5,10 @@ from disttrain.layers.batch_normalization import BatchNormalization
 from disttrain.layers.conv2d import Conv2D
 from disttrain.layers.dense import Dense
 from disttrain.layers.dropout import Dropout
+from disttrain.layers.embedding import Embedding
 from disttrain.layers.layer import Layer
+from disttrain.layers.layer_normalization import LayerNormalization
+from disttrain.layers.multi_head_attention import MultiHeadAttention
 from disttrain.layers.pooling import AveragePooling2D, GlobalAveragePooling2D, MaxPooling2D
 from disttrain.layers.reshaping import Flatten
 from disttrain.layers.step import Step, current_step, running
@@ -17,10 +20,13 @@ __all__ = [
     "Conv2D",
     "Dense",
     "Dropout",
+    "Embedding",
     "Flatten",
     "GlobalAveragePooling2D",
     "Layer",
+    "LayerNormalization",
     "MaxPooling2D",
+    "MultiHeadAttention",
     "Step",
     "current_step",
     "get_activation",

@@ -16,12 +16,19 @@ def linear(x: Any) -> Any:
 
 
 _KNOWN: dict[str, Function] = {
+    "elu": ops.elu,
     "exponential": ops.exp,
+    "gelu": ops.gelu,
+    "leaky_relu": ops.leaky_relu,
     "linear": linear,
     "log_softmax": ops.log_softmax,
     "relu": ops.relu,
+    "selu": ops.selu,
     "sigmoid": ops.sigmoid,
+    "silu": ops.silu,
     "softmax": ops.softmax,
+    "softplus": ops.softplus,
+    "swish": ops.silu,
     "tanh": ops.tanh,
 }
 

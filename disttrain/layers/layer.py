@@ -68,13 +68,14 @@ class Layer:
         """Return the layer's output for `x`; may take ``training``, a bool."""
         raise NotImplementedError(f"{type(self).__name__} must define call(self, x)")
 
-    def __call__(self, x: Any, *args: Any, training: bool | None = None) -> Any:
+    def __call__(self, x: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Return the output for `x`, building the layer at the first call.
 
         Args:
             x: an array or Tensor, shape ``(samples, ...)``.
             args: further inputs that the layer's `call` takes.
             training: whether layers behave as in training; by default as the step that runs.
+            kwargs: further arguments of the layer's `call`.
 
         Raises:
             ShapeError: names the layer, the shape it expects and the shape it received.
@@ -83,12 +84,13 @@ class Layer:
             x = self._received(x)
             if self._built_for is None:
                 self._set_path(self.path)
-                self.build(x.shape)
+                self._build_for(x, *args, **kwargs)
                 self._set_path(self.path)  # of layers that build made
                 self._built_for = x.shape
             extra = {"training": current_step().training} if self._takes_training() else {}
-            y = self.call(x, *args, **extra)
-        self.output_shape = (None, *y.shape[1:])
+            y = self.call(x, *args, **kwargs, **extra)
+        first = y[0] if isinstance(y, tuple) else y
+        self.output_shape = (None, *first.shape[1:])
         return y
 
     def add_weight(
@@ -172,6 +174,10 @@ class Layer:
                 found.setdefault(weight, trains)
         return found
 
+    def _build_for(self, x: Any, *args: Any, **kwargs: Any) -> None:
+        """Build for what a call was given; a layer whose weights depend on further inputs looks at them here."""
+        self.build(x.shape)
+
     def _received(self, x: Any) -> Any:
         """Return the input as a Tensor of the layer's dtype, or say what is wrong with its shape."""
         if not isinstance(x, Tensor):
@@ -195,6 +201,8 @@ class Layer:
         end = "channels" if last is None else str(last)
         if self.ndim == 4:
             return f"(samples, height, width, {end})"
+        if self.ndim == 3:
+            return f"(samples, steps, {end})"
         return f"(samples, {end})" if self.ndim == 2 else f"(samples, ..., {end})"
 
     def _path_alone(self) -> str:

@@ -1,5 +1,7 @@
 """The ops: one file a family, one function with its rule an op."""
 
+from disttrain.autodiff.ops.activation import elu, gelu, leaky_relu, selu, silu, softplus
+from disttrain.autodiff.ops.attention import attention, attention_weights
 from disttrain.autodiff.ops.conv import conv2d, conv2d_input, conv2d_kernel
 from disttrain.autodiff.ops.elementwise import (
     abs,
@@ -22,6 +24,8 @@ from disttrain.autodiff.ops.elementwise import (
     tanh,
     where,
 )
+from disttrain.autodiff.ops.embedding import embedding
+from disttrain.autodiff.ops.erf import erf
 from disttrain.autodiff.ops.loss import (
     mean_squared_error,
     sigmoid_cross_entropy,
@@ -29,7 +33,7 @@ from disttrain.autodiff.ops.loss import (
     sparse_softmax_cross_entropy,
 )
 from disttrain.autodiff.ops.matrix import matmul
-from disttrain.autodiff.ops.normalization import batch_norm, moments
+from disttrain.autodiff.ops.normalization import batch_norm, layer_norm, moments
 from disttrain.autodiff.ops.pooling import average_pool2d, max_pool2d
 from disttrain.autodiff.ops.random import dropout
 from disttrain.autodiff.ops.reduction import max, mean, sum
@@ -48,6 +52,8 @@ from disttrain.autodiff.ops.softmax import log_softmax, softmax
 __all__ = [
     "abs",
     "add",
+    "attention",
+    "attention_weights",
     "average_pool2d",
     "batch_norm",
     "broadcast_to",
@@ -59,8 +65,14 @@ __all__ = [
     "conv2d_kernel",
     "divide",
     "dropout",
+    "elu",
+    "embedding",
+    "erf",
     "exp",
+    "gelu",
     "getitem",
+    "layer_norm",
+    "leaky_relu",
     "log",
     "log1p",
     "log_softmax",
@@ -78,10 +90,13 @@ __all__ = [
     "power",
     "relu",
     "reshape",
+    "selu",
     "sigmoid",
     "sigmoid_cross_entropy",
+    "silu",
     "softmax",
     "softmax_cross_entropy",
+    "softplus",
     "sparse_softmax_cross_entropy",
     "sqrt",
     "stack",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from disttrain.autodiff.op import array_of
 from disttrain.autodiff.ops.elementwise import cast, sqrt
+from disttrain.autodiff.ops.reduction import mean as mean_over
 from disttrain.autodiff.ops.reduction import sum
 from disttrain.autodiff.ops.shape import concatenate, reshape
 from disttrain.backend import Array, get_array_module
@@ -44,3 +45,20 @@ def batch_norm(x: Array, mean: Array, variance: Array, gamma: Array, beta: Array
     Source: Ioffe & Szegedy, "Batch normalization", 2015.
     """
     return (x - mean) * (gamma / sqrt(variance + epsilon)) + beta
+
+
+def layer_norm(x: Array, gamma: Array, beta: Array, *, epsilon: float) -> Array:
+    """Return `x` with mean 0 and variance 1 along its last axis, times `gamma`, plus `beta`.
+
+    ``(x - mean) / sqrt(variance + epsilon) * gamma + beta``, the variance biased and formed in a second pass, so that
+    a mean much larger than the spread costs no digits; float16 is computed as float32.
+
+    Shapes: ``(..., n), (n,), (n,) -> (..., n)``.
+
+    Source: Ba, Kiros & Hinton, "Layer normalization", 2016.
+    """
+    wide = cast(x, dtype="float32") if x.dtype == "float16" else x  # whose squares soon overflow
+    centered = wide - mean_over(wide, axis=-1, keepdims=True)
+    variance = mean_over(centered * centered, axis=-1, keepdims=True)
+    y = centered / sqrt(variance + epsilon) * gamma + beta
+    return cast(y, dtype=x.dtype) if x.dtype == "float16" else y

@@ -1,0 +1,49 @@
+"""Embedding: a trained vector for each of a number of things."""
+
+from typing import Any
+
+from disttrain.autodiff import ops
+from disttrain.errors import ConfigError
+from disttrain.initializers import Initializer
+from disttrain.layers.layer import Layer
+
+
+class Embedding(Layer):
+    """Returns the vector of each index. Shape: ``(samples, ...) -> (samples, ..., output_dim)``.
+
+    Args:
+        input_dim: number of vectors; indices count from 0 to below it.
+        output_dim: length of a vector.
+        embeddings_initializer: of the vectors, shape ``(input_dim, output_dim)``.
+        **kwargs: of every `Layer`.
+    """
+
+    autocast = False  # an index may be larger than the integers that a float holds
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        embeddings_initializer: str | Initializer = "uniform",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, size in (("input_dim", input_dim), ("output_dim", output_dim)):
+            if size < 1:
+                raise ConfigError(f"Embedding: {name} must be at least 1, not {size}")
+        self.input_dim = input_dim
+        self.output_dim = output_dim
+        self.embeddings_initializer = embeddings_initializer
+
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        """Create the vectors."""
+        initializer = self.embeddings_initializer
+        self.embeddings = self.add_weight(
+            "embeddings",
+            (self.input_dim, self.output_dim),
+            "random_uniform" if initializer == "uniform" else initializer,  # Keras has both names
+        )
+
+    def call(self, x: Any) -> Any:
+        """Return the vectors; an index that has none is a DataError which names the layer and the sample."""
+        return ops.embedding(x, self.embeddings, name=f"layer {self.path!r} (Embedding)")
