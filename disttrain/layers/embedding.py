@@ -37,11 +37,10 @@ class Embedding(Layer):
 
     def build(self, input_shape: tuple[int, ...]) -> None:
         """Create the vectors."""
-        initializer = self.embeddings_initializer
         self.embeddings = self.add_weight(
             "embeddings",
             (self.input_dim, self.output_dim),
-            "random_uniform" if initializer == "uniform" else initializer,  # Keras has both names
+            self.embeddings_initializer,
         )
 
     def call(self, x: Any) -> Any:
