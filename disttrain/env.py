@@ -11,6 +11,7 @@ TRANSPORT = "DISTTRAIN_TRANSPORT"
 JOB_DIR = "DISTTRAIN_JOB_DIR"
 BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 DATA_DIR = "DISTTRAIN_DATA"
+KERNELS = "DISTTRAIN_KERNELS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,11 @@ def data_dir(environ: Mapping[str, str] = os.environ) -> Path:
     """Return where fetched data sets are kept: ``DISTTRAIN_DATA``, else a folder in the user's cache."""
     chosen = environ.get(DATA_DIR) or platformdirs.user_cache_path("disttrain") / "datasets"
     return Path(chosen).absolute()
+
+
+def kernels(environ: Mapping[str, str] = os.environ) -> str:
+    """Return which kernels ``DISTTRAIN_KERNELS`` asks for; empty: the best that there are."""
+    return environ.get(KERNELS, "")
 
 
 def has_blas_threads(environ: Mapping[str, str] = os.environ) -> bool:

@@ -1,5 +1,6 @@
 """The program `disttrain`."""
 
+import importlib
 import sys
 
 import click
@@ -21,19 +22,22 @@ class _RefusedError(click.ClickException):
     exit_code = 2  # as for a wrong option: nothing was started
 
 
+# by name, the module that has it
+_IMPORTED_WHEN_ASKED_FOR = {"bench": "launch.bench", "data": "launch.fetch", "doctor": "launch.doctor"}
+
+
 class _Commands(click.Group):
     """The commands; one that needs more than the standard library is imported when it is asked for."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return the names of all commands."""
-        return sorted([*super().list_commands(context), "data"])
+        return sorted([*super().list_commands(context), *_IMPORTED_WHEN_ASKED_FOR])
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """Return the command of a name."""
-        if name == "data":
-            from launch.fetch import data
-
-            return data
+        if name in _IMPORTED_WHEN_ASKED_FOR:
+            command: click.Command = getattr(importlib.import_module(_IMPORTED_WHEN_ASKED_FOR[name]), name)
+            return command
         return super().get_command(context, name)
 
 

@@ -7,6 +7,9 @@ computes, applied to Tensors it is recorded in turn, which is how gradients of g
 A rule says by its parameters' names what must be kept until backward: an argument that begins with an
 underscore is not kept, only its `shape`, `ndim`, `size` and `dtype` arrive (None for one without gradient), and
 an output is None. A rule that can save work asks for the keyword `needs`: one bool per argument.
+
+An op may have a kernel beside its rule: other code for the same result, which says where it does not apply. The
+function stays the definition, serves everywhere else, and is what the kernel is tested against.
 """
 
 import contextlib
@@ -176,7 +179,8 @@ class Op(Generic[P]):
     """A function on arrays that records its calls. Made by the decorator `op`."""
 
     def __init__(self, function: Callable[P, Array]) -> None:
-        self.function = function
+        self.definition = function
+        self.function = function  # what is called: the definition, or a kernel with the definition behind it
         self.name = function.__name__
         self.rule: Rule | None = None
         self.keeps_output = False
@@ -196,6 +200,20 @@ class Op(Generic[P]):
         self._keeps_rest = any(not p.name.startswith("_") for p in rest)
         self.asks_needs = any(p.name == "needs" for p in parameters)
         return rule
+
+    def kernel(self, kernel: Callable[P, Array]) -> Callable[P, Array]:
+        """Attach a `kernel`: what the definition computes, faster, or None where it does not apply; a decorator.
+
+        It gets the definition's arguments, looks at them itself, and raises nothing that the definition would not.
+        """
+        definition = self.definition
+
+        def function(*args: P.args, **attributes: P.kwargs) -> Array:
+            output = kernel(*args, **attributes)
+            return definition(*args, **attributes) if output is None else output
+
+        self.function = function
+        return kernel
 
     def select(self, arrays: list[Any]) -> list[Any]:
         """Return `arrays` with None in place of what the rule does not need."""

@@ -1,10 +1,12 @@
 """Adam, and AdamW with decoupled weight decay."""
 
 import math
+from typing import Any
 
 from disttrain.backend import Array, get_array_module
 from disttrain.errors import ConfigError
-from disttrain.optimizers.optimizer import Optimizer, Schedule
+from disttrain.kernels import optimizer as kernels
+from disttrain.optimizers.optimizer import Optimizer, Schedule, kernel_of
 
 
 class Adam(Optimizer):
@@ -55,8 +57,33 @@ class Adam(Optimizer):
         xp.sqrt(square, out=scratch)
         scratch += self.epsilon
         xp.divide(mean, scratch, out=scratch)
-        scratch *= learning_rate * math.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
+        scratch *= self._corrected(learning_rate, step)
         parameter -= scratch
+
+    def _corrected(self, learning_rate: float, step: int) -> float:
+        """Return the learning rate, corrected for means that began at 0."""
+        return learning_rate * math.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
+
+    def _step(
+        self,
+        parameter: Array,
+        gradient: Array,
+        slots: dict[str, Array],
+        *,
+        learning_rate: float,
+        step: int,
+        keep: float,
+    ) -> bool:
+        return kernels.adam(
+            parameter, gradient, slots["momentum"], slots["velocity"],
+            rate=self._corrected(learning_rate, step), keep=keep,
+            beta_1=self.beta_1, beta_2=self.beta_2, epsilon=self.epsilon,
+        )  # fmt: skip
+
+
+@kernel_of(Adam.update)
+def _(self: Adam, *arrays: Any, learning_rate: float, step: int) -> bool:
+    return self._step(*arrays, learning_rate=learning_rate, step=step, keep=1.0)
 
 
 class AdamW(Adam):
@@ -89,3 +116,9 @@ class AdamW(Adam):
         """Shrink `parameter`, then change it as Adam does."""
         parameter *= 1 - learning_rate * self.weight_decay
         super().update(parameter, gradient, slots, learning_rate=learning_rate, step=step)
+
+
+@kernel_of(AdamW.update)
+def _(self: AdamW, *arrays: Any, learning_rate: float, step: int) -> bool:
+    keep = 1 - learning_rate * self.weight_decay
+    return self._step(*arrays, learning_rate=learning_rate, step=step, keep=keep)

@@ -10,15 +10,31 @@ from disttrain.backend import Array, get_array_module
 from disttrain.errors import ConfigError, ShapeError
 
 Schedule = Callable[[int], float]
+Kernel = Callable[..., bool]
+
+_KERNELS: dict[Callable[..., None], Kernel] = {}  # by the rule they compute: a subclass's own `update` has none
 
 # of a parameter at a time, so that the passes over it, its gradient and the slots stay in the cache
 _BLOCK = 1 << 15
 
 
+def kernel_of(update: Callable[..., None]) -> Callable[[Kernel], Kernel]:
+    """Attach to the rule `update` a kernel, which changes whole flat arrays in one call; a decorator.
+
+    It gets the rule's arguments and returns whether it applied; where not, it has changed nothing.
+    """
+
+    def attach(kernel: Kernel) -> Kernel:
+        _KERNELS[update] = kernel
+        return kernel
+
+    return attach
+
+
 class Optimizer(ABC):
     """Base of all optimizers: one method, `update`, and the names of the slots it needs.
 
-    A rule works element by element; `apply` calls it on blocks of flat views.
+    A rule works element by element; `apply` calls it on blocks of flat views, or its kernel on the whole.
 
     Args:
         learning_rate: a number, or a function from the step, counted from 0, to one.
@@ -77,9 +93,14 @@ class Optimizer(ABC):
         # float: a schedule's numpy.float64 would compute in float64
         rate = float(self.learning_rate(self.iterations) if callable(self.learning_rate) else self.learning_rate)
         self.iterations += 1
+        kernel = _KERNELS.get(type(self).update)
         for parameter, gradient, slots in zip(parameters, gradients, self.slots, strict=True):
             flat, flat_gradient = parameter.reshape(-1), gradient.reshape(-1)
             flat_slots = {name: slot.reshape(-1) for name, slot in slots.items()}
+            if kernel is not None and kernel(
+                self, flat, flat_gradient, flat_slots, learning_rate=rate, step=self.iterations
+            ):
+                continue
             for start in range(0, flat.size, _BLOCK):
                 block = slice(start, start + _BLOCK)
                 self.update(

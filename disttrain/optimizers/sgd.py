@@ -2,7 +2,8 @@
 
 from disttrain.backend import Array
 from disttrain.errors import ConfigError
-from disttrain.optimizers.optimizer import Optimizer, Schedule
+from disttrain.kernels import optimizer as kernels
+from disttrain.optimizers.optimizer import Optimizer, Schedule, kernel_of
 
 
 class SGD(Optimizer):
@@ -44,3 +45,15 @@ class SGD(Optimizer):
             else:
                 change = velocity
         parameter += change
+
+
+@kernel_of(SGD.update)
+def _(
+    self: SGD, parameter: Array, gradient: Array, slots: dict[str, Array], *, learning_rate: float, step: int
+) -> bool:
+    if not self.momentum:
+        return kernels.sgd(parameter, gradient, rate=learning_rate)
+    return kernels.momentum(
+        parameter, gradient, slots["velocity"],
+        rate=learning_rate, momentum=self.momentum, nesterov=self.nesterov,
+    )  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 from disttrain.autodiff.op import op
 from disttrain.backend import Array, get_array_module
 from disttrain.errors import ShapeError
+from disttrain.kernels import convolution
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]  # (top, bottom), (left, right)
@@ -78,6 +79,11 @@ def conv2d_kernel(x: Array, g: Array, *, size: Pair, strides: Pair = (1, 1), pad
     for part, rows in _patches(x, size, g.shape[1:3], strides, padding):
         total += rows.T @ g[part].reshape(-1, filters)
     return total.reshape(*size, channels, filters)
+
+
+conv2d.kernel(convolution.conv2d)
+conv2d_input.kernel(convolution.conv2d_input)
+conv2d_kernel.kernel(convolution.conv2d_kernel)
 
 
 @conv2d.vjp

@@ -4,6 +4,7 @@ import numpy as np
 
 from disttrain.autodiff.op import op
 from disttrain.backend import Array, get_array_module
+from disttrain.kernels import elementwise as kernels
 
 
 @op
@@ -215,7 +216,21 @@ def relu(x: Array) -> Array:
 
 @relu.vjp
 def _(g: Array, y: Array, _x: Array) -> tuple[Array, ...]:
-    return (g * (y > 0),)
+    return (_where_positive(g, y),)
+
+
+@op
+def _where_positive(g: Array, y: Array) -> Array:
+    """Return `g` where `y` is positive, elsewhere 0."""
+    return g * (y > 0)
+
+
+_where_positive.kernel(kernels.where_positive)
+
+
+@_where_positive.vjp
+def _(h: Array, _z: Array, _g: Array, y: Array) -> tuple[Array, ...]:
+    return _where_positive(h, y), None
 
 
 @op

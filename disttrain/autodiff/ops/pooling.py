@@ -6,6 +6,7 @@ from typing import Any
 from disttrain.autodiff.op import array_of, op
 from disttrain.autodiff.ops.conv import Padding, Pair, _shifts, output_size
 from disttrain.backend import Array, get_array_module
+from disttrain.kernels import pooling
 
 
 @op
@@ -23,6 +24,9 @@ def max_pool2d(x: Array, *, size: Pair, strides: Pair, padding: Padding) -> Arra
     return y
 
 
+max_pool2d.kernel(pooling.max_pool2d)
+
+
 @max_pool2d.vjp
 def _(g: Array, _y: Array, x: Array, *, size: Pair, strides: Pair, padding: Padding) -> tuple[Array, ...]:
     return (_put_at_maximum(g, array_of(x), size=size, strides=strides, padding=padding),)
@@ -37,6 +41,9 @@ def _put_at_maximum(g: Array, x: Array, *, size: Pair, strides: Pair, padding: P
     for at, first in _maxima(padded, x.shape, size, strides, padding):
         out[at] += g * first
     return _crop(out, padding)
+
+
+_put_at_maximum.kernel(pooling.put_at_maximum)
 
 
 @_put_at_maximum.vjp
@@ -73,6 +80,9 @@ def average_pool2d(x: Array, *, size: Pair, strides: Pair, padding: Padding) -> 
     return total / _counts(x, x.shape, size, strides, padding)
 
 
+average_pool2d.kernel(pooling.average_pool2d)
+
+
 @average_pool2d.vjp
 def _(g: Array, _y: Array, _x: Array, **window: Any) -> tuple[Array, ...]:
     return (_spread(g, shape=_x.shape, **window),)
@@ -86,6 +96,9 @@ def _spread(g: Array, *, shape: tuple[int, ...], size: Pair, strides: Pair, padd
     for at in _places(shape, size, strides, padding):
         out[at] += share
     return _crop(out, padding)
+
+
+_spread.kernel(pooling.spread)
 
 
 @_spread.vjp

@@ -1,0 +1,6 @@
+"""Native kernels: C++ that computes what an op's definition says, faster, where there is a compiler and it applies.
+
+A kernel takes the arrays and attributes of its op. It returns the result, or None where it does not apply: another
+dtype, arrays that are not NumPy's or not contiguous, shapes that are the definition's to refuse, no kernels here.
+The definition then computes; it stays what is right, and the oracle of the tests.
+"""

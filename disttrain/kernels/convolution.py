@@ -1,0 +1,83 @@
+"""Convolution in two dimensions and its adjoints: cpu/convolution.cpp."""
+
+import ctypes
+import functools
+
+from disttrain.backend import Array
+from disttrain.kernels.library import address, applies_to, native, new_array
+
+Pair = tuple[int, int]
+Padding = tuple[Pair, Pair]
+
+_FEWEST = 4  # channels of a result: they share a vector, which with fewer is mostly idle
+
+
+class _Geometry(ctypes.Structure):
+    """As in cpu/convolution.cpp."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in (
+            "images", "height", "width", "channels", "kernel_height", "kernel_width", "filters", "out_height",
+            "out_width", "stride_down", "stride_across", "top", "left",
+        )
+    )  # fmt: skip
+
+
+def conv2d(x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Padding) -> Array | None:
+    """Return what the op `conv2d` returns, or None: see `disttrain.kernels`."""
+    compute = native("conv2d")
+    if compute is None or not applies_to(x, kernel):
+        return None
+    described = _described(x.shape, kernel.shape, (*strides,), ((*padding[0],), (*padding[1],)))
+    if described is None or kernel.shape[3] < _FEWEST:
+        return None
+    geometry, shape = described
+    y = new_array(shape)
+    failed = compute(ctypes.addressof(geometry), address(x), address(kernel), address(y))
+    return None if failed else y
+
+
+def conv2d_input(g: Array, kernel: Array, *, size: Pair, strides: Pair = (1, 1), padding: Padding) -> Array | None:
+    """Return what the op `conv2d_input` returns, or None: see `disttrain.kernels`."""
+    compute = native("conv2d_input")
+    if compute is None or not applies_to(g, kernel) or g.ndim != 4 or kernel.ndim != 4 or kernel.shape[2] < _FEWEST:
+        return None
+    shape = (g.shape[0], *size, kernel.shape[2])
+    described = _described(shape, kernel.shape, (*strides,), ((*padding[0],), (*padding[1],)))
+    if described is None or described[1] != g.shape:
+        return None
+    x = new_array(shape)
+    failed = compute(ctypes.addressof(described[0]), address(g), address(kernel), address(x))
+    return None if failed else x
+
+
+def conv2d_kernel(x: Array, g: Array, *, size: Pair, strides: Pair = (1, 1), padding: Padding) -> Array | None:
+    """Return what the op `conv2d_kernel` returns, or None: see `disttrain.kernels`."""
+    compute = native("conv2d_kernel")
+    if compute is None or not applies_to(x, g) or x.ndim != 4 or g.ndim != 4 or g.shape[3] < _FEWEST:
+        return None
+    shape = (*size, x.shape[3], g.shape[3])
+    described = _described(x.shape, shape, (*strides,), ((*padding[0],), (*padding[1],)))
+    if described is None or described[1] != g.shape:
+        return None
+    kernel = new_array(shape)
+    failed = compute(ctypes.addressof(described[0]), address(x), address(g), address(kernel))
+    return None if failed else kernel
+
+
+@functools.lru_cache(maxsize=256)
+def _described(
+    x: tuple[int, ...], kernel: tuple[int, ...], strides: Pair, padding: Padding
+) -> tuple[_Geometry, tuple[int, ...]] | None:
+    """Return a convolution's geometry and the shape of its result, given shapes; None where no kernel applies."""
+    if len(x) != 4 or len(kernel) != 4 or x[3] != kernel[2] or min(*x[1:], *kernel, *strides) < 1:
+        return None
+    out = tuple(
+        (length + sum(pad) - window) // stride + 1
+        for length, window, stride, pad in zip(x[1:3], kernel[:2], strides, padding, strict=True)
+    )
+    if min(out) < 1 or min(side for pad in padding for side in pad) < 0:
+        return None
+    geometry = _Geometry(*x, *kernel[:2], kernel[3], *out, *strides, padding[0][0], padding[1][0])
+    return geometry, (x[0], *out, kernel[3])

@@ -1,0 +1,58 @@
+// One vector of floats, as wide as the instruction set that the compiler's flags allow.
+//
+// The same sources are compiled once for each instruction set; what differs is here: the width, how a product
+// is added, and how many accumulators the registers hold.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace disttrain {
+
+#if defined(__AVX512F__)
+constexpr int64_t LANES = 16;
+constexpr int TILE_ROWS = 8;    // 8 x 2 accumulators of 32 registers; more rows need more pointers than there are
+constexpr int DEEP_ROWS = 12;   // 12 x 2 accumulators, where one pointer serves all rows
+constexpr int DEEP_REST = 4;
+#elif defined(__AVX2__)
+constexpr int64_t LANES = 8;
+constexpr int TILE_ROWS = 6;    // 6 x 2 accumulators of 16 registers
+constexpr int DEEP_ROWS = 6;
+constexpr int DEEP_REST = 2;
+#else
+constexpr int64_t LANES = 4;
+constexpr int TILE_ROWS = 6;
+constexpr int DEEP_ROWS = 6;
+constexpr int DEEP_REST = 2;
+#endif
+
+typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
+
+// No alignment is asked of `p`; LANES floats are read.
+inline Vector load(const float* p) {
+    Vector v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+// No alignment is asked of `p`; LANES floats are written.
+inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+
+inline Vector broadcast(float value) { return value - Vector{}; }
+
+// Returns a * b + c: rounded once where the instruction set has that, else twice.
+inline Vector multiply_add(Vector a, Vector b, Vector c) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+}  // namespace disttrain

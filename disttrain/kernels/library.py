@@ -1,0 +1,110 @@
+"""The library of kernels that this process uses: chosen and loaded at the first op that could use one."""
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from disttrain import env
+from disttrain.backend import Array
+from disttrain.kernels.build import BuildError, build
+from disttrain.kernels.instruction_sets import NUMPY, choose, cpu_flags
+from disttrain.observe import log
+
+_POINTER, _NUMBER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+# The arguments of each function of cpu/*.cpp; those of convolutions return whether memory was missing.
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "conv2d": (_POINTER,) * 4,
+    "conv2d_input": (_POINTER,) * 4,
+    "conv2d_kernel": (_POINTER,) * 4,
+    "max_pool2d": (_POINTER,) * 3,
+    "put_at_maximum": (_POINTER,) * 4,
+    "average_pool2d": (_POINTER,) * 3,
+    "spread": (_POINTER,) * 3,
+    "sgd": (_NUMBER, *(_POINTER,) * 2, _FLOAT),
+    "momentum": (_NUMBER, *(_POINTER,) * 3, *(_FLOAT,) * 2),
+    "nesterov": (_NUMBER, *(_POINTER,) * 3, *(_FLOAT,) * 2),
+    "adam": (_NUMBER, *(_POINTER,) * 4, *(_FLOAT,) * 5),
+    "where_positive": (_NUMBER, *(_POINTER,) * 3),
+}
+_RETURNS_ERROR = frozenset({"conv2d", "conv2d_input", "conv2d_kernel"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What computes in this process.
+
+    Attributes:
+        name: the instruction set of the kernels, or ``"numpy"``.
+        path: the library; None for NumPy.
+        reason: why NumPy serves, where it was not asked for; else empty.
+        functions: the kernels by name; empty for NumPy. They release the interpreter's lock while they compute.
+    """
+
+    name: str
+    path: Path | None = None
+    reason: str = ""
+    functions: dict[str, Any]
+
+
+@functools.cache
+def chosen() -> Choice:
+    """Return what computes here; builds and loads it at the first call.
+
+    Raises:
+        ConfigError: ``DISTTRAIN_KERNELS`` names what there is not, or what this CPU cannot run.
+    """
+    instruction_set = choose(env.kernels(), cpu_flags())
+    if instruction_set is None:
+        return Choice(name=NUMPY, functions={})
+    try:
+        path = build(instruction_set)
+        return Choice(name=instruction_set.name, path=path, functions=load(path))
+    except BuildError as error:
+        # once on a node, not once a rank
+        say = log.warning if env.place().local_rank == 0 else log.debug
+        say("no native kernels for %s: NumPy computes, slower: %s", instruction_set.name, error)
+        return Choice(name=NUMPY, reason=str(error), functions={})
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return the functions of the library at `path` by name, with the types of their arguments set.
+
+    Raises:
+        BuildError: it cannot be loaded.
+    """
+    try:
+        library = ctypes.CDLL(str(path))
+        functions = {name: library[f"disttrain_{name}"] for name in _SIGNATURES}
+    except (OSError, AttributeError) as error:
+        raise BuildError(f"{path} cannot be loaded: {error}; remove it, and it is built again") from error
+    for name, function in functions.items():
+        function.argtypes = _SIGNATURES[name]
+        function.restype = ctypes.c_int if name in _RETURNS_ERROR else None
+    return functions
+
+
+def native(name: str) -> Any:
+    """Return the kernel `name`, or None where NumPy computes."""
+    return chosen().functions.get(name)
+
+
+def applies_to(*arrays: Array) -> bool:
+    """Return whether kernels can read `arrays`: of NumPy, float32, in C order without gaps."""
+    return all(
+        type(a) is np.ndarray and a.dtype == np.float32 and a.flags.c_contiguous and a.flags.aligned for a in arrays
+    )
+
+
+def new_array(shape: tuple[int, ...]) -> Array:
+    """Return an array for a kernel to fill."""
+    return np.empty(shape, np.float32)
+
+
+def address(array: Array) -> int:
+    """Return where the elements of `array` lie: for a call during which something refers to it."""
+    return int(array.__array_interface__["data"][0])  # five times faster than array.ctypes.data

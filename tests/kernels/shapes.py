@@ -1,0 +1,73 @@
+"""Shapes of kernels' tests: 1, primes, below and above each block size of disttrain/kernels/cpu.
+
+Blocks: vectors of 4, 8 and 16 floats and pairs of them; tiles of 6 and 8 places, 6 and 12 floats of a run;
+chunks of 128 and groups of 256 places.
+"""
+
+from typing import NamedTuple
+
+NONE = ((0, 0), (0, 0))
+ONE = ((1, 1), (1, 1))
+ODD = ((0, 2), (3, 1))
+
+
+class Shape(NamedTuple):
+    images: int
+    size: tuple[int, int]
+    channels: int
+    window: tuple[int, int]
+    filters: int
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[tuple[int, int], tuple[int, int]] = NONE
+
+    def __str__(self):
+        numbers = [self.images, *self.size, self.channels, *self.window, self.filters, *self.strides]
+        return "-".join(map(str, numbers)) + "".join(f"+{a}+{b}" for a, b in self.padding)
+
+    @property
+    def out(self):
+        return tuple(
+            (length + sum(pad) - window) // stride + 1
+            for length, window, stride, pad in zip(self.size, self.window, self.strides, self.padding, strict=True)
+        )
+
+
+# results of at least 4 channels: with fewer the definition computes
+CONVOLUTIONS = [
+    Shape(1, (1, 1), 4, (1, 1), 4),
+    Shape(0, (5, 4), 5, (3, 2), 7, padding=ONE),  # an empty batch
+    Shape(2, (7, 5), 4, (3, 3), 15),
+    Shape(3, (7, 5), 5, (3, 3), 16, padding=ONE),
+    Shape(1, (6, 6), 7, (2, 3), 17, padding=ODD),
+    Shape(2, (9, 8), 8, (3, 3), 31, (2, 2), ONE),
+    Shape(2, (8, 9), 13, (3, 3), 32, (2, 2), ODD),
+    Shape(1, (5, 11), 16, (1, 1), 33, (2, 2)),  # phases of the strides without a row of the kernel
+    Shape(2, (6, 7), 17, (2, 4), 63, (3, 1)),
+    Shape(1, (4, 4), 31, (3, 3), 65, padding=ONE),
+    Shape(1, (4, 5), 33, (5, 2), 5, padding=((2, 2), (0, 1))),
+    Shape(19, (3, 3), 4, (3, 3), 8, padding=ONE),  # more images than a group, the last one smaller
+    Shape(300, (1, 1), 6, (1, 1), 9),
+    Shape(1, (127, 1), 4, (1, 1), 4),
+    Shape(1, (43, 3), 5, (1, 1), 6),  # 129 places
+    Shape(2, (17, 16), 11, (3, 3), 12, padding=ONE),  # 272 places each
+    Shape(2, (19, 17), 5, (4, 3), 6),  # the adjoint's borders are skipped: each image is a group
+    Shape(2, (17, 19), 4, (5, 2), 8, (1, 1), ((3, 0), (1, 1))),
+    Shape(1, (3, 3), 4, (3, 3), 4, (5, 5), ODD),  # strides beyond the image
+    Shape(3, (4, 3), 29, (4, 3), 37),  # one place
+]
+
+# size of the window in place of the kernel's; filters are not used
+POOLS = [
+    Shape(1, (1, 1), 1, (1, 1), 0),
+    Shape(0, (5, 4), 5, (3, 2), 0),
+    Shape(2, (6, 8), 64, (2, 2), 0, (2, 2)),
+    Shape(2, (7, 5), 3, (2, 2), 0, (2, 2)),  # a rest that no window covers
+    Shape(1, (7, 9), 17, (3, 3), 0, (2, 2), ONE),
+    Shape(2, (5, 6), 16, (2, 2), 0, (1, 1), ((1, 0), (1, 1))),
+    Shape(1, (5, 6), 15, (2, 3), 0, (1, 1)),
+    Shape(3, (4, 4), 33, (4, 4), 0, (4, 4)),
+    Shape(2, (6, 5), 20, (3, 2), 0, (1, 2), ODD),
+    Shape(1, (3, 3), 7, (2, 2), 0, (2, 2), ((2, 1), (0, 3))),  # windows of nothing but padding
+]
+
+LENGTHS = [0, 1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 127, 1009, 65_537]

@@ -1,0 +1,76 @@
+"""The sources of kernels under AddressSanitizer and UndefinedBehaviorSanitizer, over the same shapes as the tests."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from disttrain.kernels import build as builder
+from disttrain.kernels.build import BuildError
+from disttrain.kernels.instruction_sets import cpu_flags, runnable
+from tests.kernels.shapes import CONVOLUTIONS, LENGTHS, POOLS
+
+DRIVER = Path(__file__).with_name("driver.cpp")
+# -O1: half the time to compile; the loops and what they touch are the same
+OPTIONS = ["-std=c++17", "-O1", "-g1", "-Wno-psabi", "-ffp-contract=off"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def lines():
+    for s in CONVOLUTIONS:
+        yield "convolution", s.images, *s.size, s.channels, *s.window, s.filters, *s.out, *s.strides, *_before(s)
+    for s in POOLS:
+        yield "pooling", s.images, *s.size, s.channels, *s.out, *s.window, *s.strides, *_before(s)
+    for n in LENGTHS:
+        yield "flat", n
+
+
+def _before(shape):
+    return shape.padding[0][0], shape.padding[1][0]
+
+
+def compiled(tmp_path, instruction_set, *sources):
+    """Return the program of `sources`; skips where nothing can be compiled with sanitizers."""
+    try:
+        command = [*builder._compiler(), *OPTIONS, *SANITIZERS, *instruction_set.options]
+        (tmp_path / "empty.cpp").write_text("int main() {}\n")
+        builder._run([*command, str(tmp_path / "empty.cpp"), "-o", str(tmp_path / "empty")])
+        builder._run([str(tmp_path / "empty")])
+    except BuildError as error:
+        pytest.skip(f"nothing can be compiled with sanitizers here: {error}")
+    builder._run([*command, *map(str, sources), "-o", str(tmp_path / "driver")])
+    return tmp_path / "driver"
+
+
+@pytest.mark.parametrize("instruction_set", runnable(cpu_flags()), ids=lambda each: each.name)
+def test_kernels_touch_nothing_that_is_not_theirs(instruction_set, tmp_path):
+    driver = compiled(tmp_path, instruction_set, DRIVER, *sorted(builder.SOURCES.glob("*.cpp")))
+    text = "\n".join(" ".join(map(str, line)) for line in lines())
+    done = subprocess.run([driver], input=text, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == f"{len(text.splitlines())} lines\n"
+
+
+def test_the_driver_would_notice(tmp_path):
+    """Of a kernel that writes one element too many."""
+    wrong = tmp_path / "wrong.cpp"
+    wrong.write_text(
+        '#include "../driver.cpp"\n'.replace("../driver.cpp", str(DRIVER)).replace("main", "main") + 'extern "C" {\n'
+        "int disttrain_conv2d(const Geometry*, const float*, const float*, float*) { return 0; }\n"
+        "int disttrain_conv2d_input(const Geometry*, const float*, const float*, float*) { return 0; }\n"
+        "int disttrain_conv2d_kernel(const Geometry*, const float*, const float*, float*) { return 0; }\n"
+        "void disttrain_max_pool2d(const Windows*, const float*, float*) {}\n"
+        "void disttrain_put_at_maximum(const Windows*, const float*, const float*, float*) {}\n"
+        "void disttrain_average_pool2d(const Windows*, const float*, float*) {}\n"
+        "void disttrain_spread(const Windows*, const float*, float*) {}\n"
+        "void disttrain_sgd(int64_t n, float* w, const float*, float) { w[n] = 0; }\n"
+        "void disttrain_momentum(int64_t, float*, const float*, float*, float, float) {}\n"
+        "void disttrain_nesterov(int64_t, float*, const float*, float*, float, float) {}\n"
+        "void disttrain_adam(int64_t, float*, const float*, float*, float*, float, float, float, float, float) {}\n"
+        "void disttrain_where_positive(int64_t, const float*, const float*, float*) {}\n"
+        "}\n"
+    )
+    driver = compiled(tmp_path, runnable(frozenset())[-1], wrong)
+    done = subprocess.run([driver], input="flat 5\n", capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
