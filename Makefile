@@ -8,10 +8,10 @@ CUPY_VENV := .venv-cupy
 # where test runs add what they skip
 export SKIPPED_TESTS := $(CURDIR)/.pytest_cache/skipped
 
-.PHONY: help env demo test check unit mpi cupy forget clean
+.PHONY: help env env-bench bench demo test check unit mpi cupy forget clean
 
 help:  ## show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
 
 env: $(STAMP)  ## virtual environment in .venv with everything that demo and tests need
 
@@ -46,6 +46,19 @@ cupy: env  ## ops on CuPy's arrays, on the emulated device that EMUGPU, a folder
 	$(CUPY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable . pytest pytest-timeout
 	EMUGPU_PYTHON=$(CUPY_VENV)/bin/python EMUGPU_PREFIX=$(CURDIR)/$(CUPY_VENV)/emugpu $(EMUGPU)/setup
 	EMUGPU_PREFIX=$(CURDIR)/$(CUPY_VENV)/emugpu $(EMUGPU)/run $(CUPY_VENV)/bin/python -m pytest tests/autodiff/test_cupy.py
+
+# One by one: a peer that does not install on this Python or machine is a gap in the table, and stops no other.
+env-bench: env  ## add to .venv what disttrain is measured beside: the extra `bench`
+	@$(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*project["optional-dependencies"]["bench"], sep="\n")' | while read -r peer; do \
+		echo "env-bench: $$peer"; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$peer" < /dev/null \
+			|| echo "env-bench: $$peer does not install here; it will be a gap" >&2; \
+	done
+
+# Without a kernel forced on OpenBLAS, as some machines do: it would slow NumPy down. BENCH holds arguments.
+bench: env-bench  ## a training step in disttrain and in other frameworks, side by side
+	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/disttrain bench step $(BENCH)
 
 test: forget check unit mpi  ## everything: checks, tests, tests on 1, 2 and 3 MPI ranks
 	@echo "== skipped in all of these, and why"; cat $(SKIPPED_TESTS) 2>/dev/null || echo "nothing"

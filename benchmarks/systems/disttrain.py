@@ -1,0 +1,185 @@
+"""disttrain, by its public path: `compile` with a metric, then `train_on_batch`."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+import disttrain as dt
+from benchmarks.architecture import (
+    EPSILON,
+    MOMENTUM,
+    Array,
+    Attention,
+    BatchNorm,
+    Conv,
+    Dense,
+    Embedding,
+    Flatten,
+    GlobalMean,
+    LayerNorm,
+    MaxPool,
+    Part,
+    Residual,
+)
+from benchmarks.systems import AbsentError, Built
+from benchmarks.workloads import Optimizer, Workload
+
+PACKAGES = ("disttrain", "numpy")
+PRECISION = "float32"
+
+
+def variants(workload: Workload) -> Sequence[str]:
+    """Return the one way: the defaults."""
+    return ("train_on_batch",)
+
+
+def build(workload: Workload, variant: str) -> Built:
+    """Return the compiled model's step."""
+    model = dt.Sequential(_layers(workload.parts))
+    loss = dt.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=_optimizer(workload.optimizer), loss=loss, metrics=["accuracy"])
+    x, y = workload.batch()
+    with dt.no_grad():
+        model(x[:0], training=False)  # creates the weights
+    for weight, array in zip(model.trainable_weights, _arrays(workload.parts, workload.weights()), strict=True):
+        weight.data[...] = array.reshape(weight.shape)  # attention has its heads on an axis of their own
+    return Built(
+        step=lambda: model.train_on_batch(x, y)["loss"],
+        parameters=sum(weight.size for weight in model.trainable_weights),
+    )
+
+
+def product(a: Array, b: Array) -> Array:
+    """Return ``a @ b``."""
+    result: Array = dt.ops.matmul(a, b)
+    return result
+
+
+def _optimizer(rule: Optimizer) -> Any:
+    if rule.name == "sgd":
+        return dt.optimizers.SGD(rule.learning_rate, rule.momentum)
+    if rule.name == "adamw":
+        return dt.optimizers.AdamW(rule.learning_rate, rule.weight_decay)
+    return dt.optimizers.Adam(rule.learning_rate)
+
+
+def _arrays(parts: Sequence[Part], weights: Iterator[Array]) -> Iterator[Array]:
+    """Yield the weights as the layers have them: query, key and value apart."""
+    for part in parts:
+        if isinstance(part, Residual):
+            yield from _arrays((*part.branch, *part.shortcut), weights)
+        elif isinstance(part, Attention):
+            for kernel, bias in zip(np.split(next(weights), 3, axis=1), np.split(next(weights), 3), strict=True):
+                yield kernel
+                yield bias
+            yield from itertools.islice(weights, 2)
+        elif isinstance(part, Dense | Conv | BatchNorm | LayerNorm | Embedding):
+            yield from itertools.islice(weights, len(part.shapes()))
+
+
+def _layers(parts: Sequence[Part]) -> list[dt.Layer]:
+    return [layer for part in parts for layer in _layers_of(part)]
+
+
+def _layers_of(part: Part) -> list[dt.Layer]:
+    match part:
+        case Dense():
+            return [dt.layers.Dense(part.units, _activation(part.activation), use_bias=part.use_bias)]
+        case Conv():
+            return [_Conv(part)]
+        case BatchNorm():
+            norm = dt.layers.BatchNormalization(momentum=MOMENTUM, epsilon=EPSILON)
+            return [norm, dt.layers.Activation(_activation(part.activation))] if part.activation else [norm]
+        case LayerNorm():
+            return [_class("LayerNormalization")(epsilon=EPSILON)]
+        case MaxPool():
+            return [dt.layers.MaxPooling2D(part.size)]
+        case Flatten():
+            return [dt.layers.Flatten()]
+        case GlobalMean():
+            return [dt.layers.GlobalAveragePooling2D()]
+        case Embedding():
+            return [_Embedding(part)]
+        case Attention():
+            return [_Attention(part)]
+        case Residual():
+            return [_Residual(part)]
+
+
+def _activation(name: str | None) -> Any:
+    if name == "gelu":
+        if not hasattr(dt.ops, "gelu"):
+            raise AbsentError("this disttrain has no ops.gelu")
+        return lambda x: dt.ops.gelu(x, approximate=True)
+    return name or "linear"
+
+
+def _class(name: str) -> Any:
+    """Return the layer's class of that name."""
+    try:
+        return getattr(dt.layers, name)
+    except AttributeError as error:
+        raise AbsentError(f"this disttrain has no layers.{name}") from error
+
+
+class _Conv(dt.layers.Conv2D):
+    """A convolution whose padding is the same on all sides, which "same" is not where the stride is 2."""
+
+    def __init__(self, part: Conv) -> None:
+        super().__init__(
+            part.filters, part.size, part.stride, activation=_activation(part.activation), use_bias=part.use_bias
+        )
+        self.part = part
+
+    def call(self, x: Any) -> Any:
+        if self.part.stride == 1 and 2 * self.part.padding == self.part.size - 1:
+            self.padding = "same"  # the layer as it is
+        elif self.part.padding:
+            around = (self.part.padding, self.part.padding)
+            return dt.ops.conv2d(x, self.kernel, strides=self.strides, padding=(around, around))
+        return super().call(x)
+
+
+class _Embedding(dt.Layer):
+    autocast = False  # tokens stay integers
+
+    def __init__(self, part: Embedding) -> None:
+        super().__init__()
+        self.part = part
+        self.tokens = _class("Embedding")(part.vocabulary, part.width)
+
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        self.positions = self.add_weight("positions", (self.part.length, self.part.width))
+
+    def call(self, x: Any) -> Any:
+        return self.tokens(x) + self.positions
+
+
+class _Attention(dt.Layer):
+    def __init__(self, part: Attention) -> None:
+        super().__init__()
+        self.part = part
+        self.heads = _class("MultiHeadAttention")(part.heads, part.width // part.heads)
+
+    def call(self, x: Any) -> Any:
+        return self.heads(x, x, use_causal_mask=True)
+
+
+class _Residual(dt.Layer):
+    def __init__(self, part: Residual) -> None:
+        super().__init__()
+        self.part = part
+        self.branch = _layers(part.branch)
+        self.shortcut = _layers(part.shortcut)
+        self.activation = dt.layers.Activation(_activation(part.activation))
+
+    def call(self, x: Any) -> Any:
+        y = x
+        for layer in self.branch:
+            y = layer(y)
+        for layer in self.shortcut:
+            x = layer(x)
+        y = y + x
+        return self.activation(y) if self.part.activation else y

@@ -1,0 +1,64 @@
+"""The workloads, and disttrain's models of them."""
+
+import numpy as np
+import pytest
+
+import disttrain as dt
+from benchmarks import systems, workloads
+from benchmarks.architecture import initial_weights
+from benchmarks.machine import describe, in_words
+from benchmarks.systems import disttrain as system
+from disttrain.errors import ConfigError
+
+# From the layers' formulas; W4 is the number that is published for this form of ResNet-18.
+PARAMETERS = {"W1": 101_770, "W2": 1_863_690, "W3": 1_199_882, "W4": 11_173_962, "W5": 3_323_392}
+
+
+def test_names_are_those_of_the_files():
+    assert workloads.names() == list(PARAMETERS)
+    assert systems.names() == ["disttrain", "jax", "tensorflow", "torch", "torch_compile"]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_data_and_weights_are_always_the_same(name):
+    workload = workloads.get(name)
+    assert workload.parameters() == PARAMETERS[name]
+    assert all(np.array_equal(a, b) for a, b in zip(workload.batch(), workload.batch(), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(workload.weights(), workload.weights(), strict=True))
+    assert {array.dtype for array in workload.weights()} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_disttrain_builds_the_model_from_the_same_weights(name):
+    workload = workloads.get(name)
+    assert system.build(workload, "train_on_batch").parameters == PARAMETERS[name]
+
+
+def test_weights_reach_the_layers_that_they_are_for():
+    part = workloads.get("W1").parts
+    model = dt.Sequential(system._layers(part))
+    x, _ = workloads.get("W1").batch()
+    model(x[:0])
+    kernel, bias, *_ = initial_weights(part, np.random.default_rng(0))
+    for weight, array in zip(model.weights, initial_weights(part, np.random.default_rng(0)), strict=True):
+        weight.data[...] = array
+    first = np.maximum(x @ kernel + bias, 0)
+    np.testing.assert_allclose(model.layers[0](x).numpy(), first, rtol=1e-5, atol=1e-5)
+
+
+def test_unknown_names_have_the_nearest_right_one():
+    assert workloads.get("w3").name == "W3"
+    with pytest.raises(ConfigError, match=r"unknown workload 'W33'; did you mean 'w3'\?"):
+        workloads.get("W33")
+    with pytest.raises(ConfigError, match=r"unknown system 'tensorflw'; did you mean 'tensorflow'\?"):
+        systems.module_name("tensorflw")
+
+
+def test_the_machine_is_described_by_what_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor : 0\nmodel name\t: A CPU\nflags\t\t: fpu avx2 amx_tile avx512f\n")
+    machine = describe(cpuinfo)
+    assert (machine["cpu"], machine["flags"]) == ("A CPU", ["avx2", "avx512f", "amx_tile"])
+    assert "OPENBLAS_CORETYPE=Haswell" in in_words(machine)
+    assert describe(tmp_path / "none")["flags"] == []

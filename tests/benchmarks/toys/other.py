@@ -1,0 +1,15 @@
+"""It learns another model."""
+
+from tests.benchmarks.toys import built, product
+
+__all__ = ["PACKAGES", "PRECISION", "build", "product", "variants"]
+PACKAGES = ("numpy",)
+PRECISION = "float32"
+
+
+def variants(workload):
+    return ("only",)
+
+
+def build(workload, variant):
+    return built(workload, (3.1 / (1 + i) for i in range(1000)))
