@@ -10,6 +10,7 @@ from typing import Any
 
 from disttrain.autodiff import Tensor, op
 from disttrain.autodiff.backward import leaves
+from disttrain.autodiff.op import tracing
 from disttrain.backend import Array, get_array_module
 from disttrain.comm import Communicator
 from disttrain.comm.base import Pending
@@ -96,32 +97,48 @@ class GradientSum:
 
         A parameter that `loss` does not depend on has a gradient of 0; it is named in a warning, once.
         """
-        for bucket in self.buckets:
-            bucket.waiting = set(bucket.parameters)
-            bucket.pending = None
-        self._started = 0
+        self.begin()
         reached = {loss, *leaves(loss)} if loss.requires_grad else set()  # a parameter may be the loss itself
         unused = [p for p in self._view_of if p not in reached]
         for parameter in unused:
-            self._deliver(parameter, 0)
+            self.deliver(parameter, 0)
         if unused and not self._warned:
             self._warned = True
             log.warning(
                 "the loss does not depend on %s; these parameters get no gradient", ", ".join(p.name for p in unused)
             )
         if loss.requires_grad:
-            loss.backward(deliver=self._deliver)
-        for bucket in self.buckets:
-            assert bucket.pending is not None
-            bucket.pending.wait()
+            loss.backward(deliver=self.deliver)
+        self.finish()
 
-    def _deliver(self, parameter: Tensor, gradient: Array) -> None:
-        bucket = self._bucket_of.get(parameter)
-        if bucket is None:  # a leaf of the user's own
+    def begin(self) -> None:
+        """Expect a gradient of every parameter."""
+        for bucket in self.buckets:
+            bucket.waiting = set(bucket.parameters)
+            bucket.pending = None
+        self._started = 0
+
+    def deliver(self, parameter: Tensor, gradient: Array) -> None:
+        """Put the final gradient of a parameter in its place, and sum up the buckets that are complete."""
+        trace = tracing.get()
+        if parameter not in self._bucket_of:  # a leaf of the user's own
             parameter.grad = get_array_module(gradient).array(gradient)  # a copy: it may be shared
+            if trace is not None:
+                trace.refuse("the loss depends on a Tensor that is no weight of the model")
             return
+        if trace is not None and hasattr(gradient, "dtype"):
+            trace.deliver(parameter, gradient)
+        self.home(parameter)[...] = gradient
+        self.final(parameter)
+
+    def home(self, parameter: Tensor) -> Array:
+        """Return where the gradient of a parameter lies."""
+        return self._view_of[parameter]
+
+    def final(self, parameter: Tensor) -> None:
+        """Sum up the buckets that are complete, now that the gradient of `parameter` is in its place."""
+        bucket = self._bucket_of[parameter]
         parameter.grad = self._view_of[parameter]
-        parameter.grad[...] = gradient
         bucket.waiting.discard(parameter)
         # bucket order, not completion order: a different order per rank would mix up the all-reduces
         while self._started < len(self.buckets) and not self.buckets[self._started].waiting:
@@ -129,6 +146,12 @@ class GradientSum:
             following.pending = self.comm.start_all_reduce(following.gradient)
             self._started += 1
         self._advance()
+
+    def finish(self) -> None:
+        """Wait until all buckets are summed up over the ranks."""
+        for bucket in self.buckets:
+            assert bucket.pending is not None
+            bucket.pending.wait()
 
     def _advance(self) -> None:
         for bucket in self.buckets[: self._started]:

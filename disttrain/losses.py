@@ -70,7 +70,7 @@ class CategoricalCrossentropy(Loss):
     def per_sample(self, y_true: Array, y_pred: Any) -> Any:
         """Return the loss of each sample."""
         logits = y_pred if self.from_logits else argument_of(y_pred, ops.softmax)
-        y_true = y_true.astype(y_pred.dtype, copy=False)
+        y_true = _as(y_true, y_true.shape, y_pred.dtype)
         if logits is not None:
             return _flat_mean(ops.softmax_cross_entropy(logits, y_true))
         normalized = y_pred / y_pred.sum(axis=-1, keepdims=True)
@@ -105,7 +105,7 @@ class SparseCategoricalCrossentropy(Loss):
 
     def per_sample(self, y_true: Array, y_pred: Any) -> Any:
         """Return the loss of each sample."""
-        labels = y_true.reshape(y_pred.shape[:-1]).astype("int64", copy=False)
+        labels = _as(y_true, y_pred.shape[:-1], "int64")
         logits = y_pred if self.from_logits else argument_of(y_pred, ops.softmax)
         if logits is None:
             logits = _safe_log(y_pred / y_pred.sum(axis=-1, keepdims=True))
@@ -144,7 +144,7 @@ class BinaryCrossentropy(Loss):
 
     def per_sample(self, y_true: Array, y_pred: Any) -> Any:
         """Return the loss of each sample."""
-        y_true = y_true.reshape(y_pred.shape).astype(y_pred.dtype, copy=False)
+        y_true = _as(y_true, y_pred.shape, y_pred.dtype)
         logits = y_pred if self.from_logits else argument_of(y_pred, ops.sigmoid)
         if logits is not None:
             return _flat_mean(ops.sigmoid_cross_entropy(logits, y_true))
@@ -170,9 +170,9 @@ class MeanSquaredError(Loss):
 
     def per_sample(self, y_true: Array, y_pred: Any) -> Any:
         """Return the loss of each sample."""
-        y_true = y_true.reshape(y_pred.shape).astype(y_pred.dtype, copy=False)
+        y_true = _as(y_true, y_pred.shape, y_pred.dtype)
         if y_pred.ndim == 1:
-            y_pred, y_true = y_pred.reshape(-1, 1), y_true.reshape(-1, 1)
+            y_pred, y_true = y_pred.reshape(-1, 1), ops.reshape(y_true, shape=(-1, 1))
         return _flat_mean(ops.mean_squared_error(y_pred, y_true))
 
 
@@ -241,6 +241,12 @@ def _check_classes(name: str, output_shape: tuple[int | None, ...]) -> int:
             "no choice; give the last layer an output for each class, or use loss='binary_crossentropy'"
         )
     return classes
+
+
+def _as(y_true: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return targets in the shape and dtype of predictions; by ops, so that a plan sees it."""
+    y_true = y_true if y_true.shape == shape else ops.reshape(y_true, shape=shape)
+    return y_true if y_true.dtype == dtype else ops.cast(y_true, dtype=dtype)
 
 
 def _safe_log(probability: Any) -> Any:

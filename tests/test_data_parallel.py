@@ -69,13 +69,13 @@ def test_a_bucket_starts_while_backward_still_runs():
     def work(comm):
         weights = parameters()
         sums = GradientSum(comm, flatten(weights), bucket_bytes=1)
-        deliver = sums._deliver
+        deliver = sums.deliver
 
         def watched(parameter, gradient):
             deliver(parameter, gradient)
             seen.append((parameter.name, [b.pending is not None for b in sums.buckets]))
 
-        sums._deliver = watched
+        sums.deliver = watched
         sums.backward(loss_of(weights, inputs(0)))
 
     threads.run(1, work)

@@ -1,10 +1,11 @@
 """Backward: cotangents flow from an output through the recorded calls, latest first."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from disttrain.autodiff.op import Call, Recorded
+from disttrain.autodiff.op import Call, Recorded, array_of, no_grad, tracing
 from disttrain.autodiff.ops.elementwise import cast
 from disttrain.autodiff.ops.shape import sum_to
 from disttrain.backend import Array, get_array_module
@@ -32,24 +33,29 @@ def backward(output: Recorded, gradient: Array = None, *, deliver: Deliver, reta
             "requires_grad=True, or it was computed under no_grad()"
         )
     start = _first_cotangent(output, gradient)
+    record = tracing.get() is not None  # rules are then applied to Tensors, so that every call is seen
     root = output.call or output
     calls = _calls_behind(root)
     uses = Counter(id(n) for c in calls for n in c.inputs if isinstance(n, Recorded))
-    cotangents: dict[int, Array] = {id(root): start}
+    cotangents: dict[int, Array] = {id(root): output.of_call(start, None) if record else start}
     if isinstance(root, Recorded):
         deliver(root, start)
     while calls:
         call = calls.pop()  # the latest
-        pulled = _pull(call, cotangents.pop(id(call), None), record=False)
+        with no_grad() if record else contextlib.nullcontext():
+            pulled = _pull(call, cotangents.pop(id(call), None), record=record)
         for node, cotangent in zip(call.inputs, pulled, strict=True):
             if node is None:
                 continue
-            _accumulate(cotangents, node, cotangent)
+            with no_grad() if record else contextlib.nullcontext():
+                _accumulate(cotangents, node, cotangent)
             if isinstance(node, Recorded):
                 uses[id(node)] -= 1
                 if uses[id(node)] == 0:
                     final = cotangents.pop(id(node), None)
-                    deliver(node, get_array_module(node.data).zeros_like(node.data) if final is None else final)
+                    deliver(
+                        node, get_array_module(node.data).zeros_like(node.data) if final is None else array_of(final)
+                    )
         if not retain_graph:
             call.release()
 

@@ -22,6 +22,8 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Generic, ParamSpec
 
+import numpy as np
+
 from disttrain.backend import Array
 from disttrain.errors import AutodiffError
 
@@ -29,6 +31,7 @@ P = ParamSpec("P")
 Rule = Callable[..., tuple[Array, ...]]
 
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
+tracing: ContextVar[Any] = ContextVar("tracing", default=None)  # who is told of every call: a Trace, or None
 _numbers = itertools.count()
 
 
@@ -183,6 +186,10 @@ class Op(Generic[P]):
         self.function = function  # what is called: the definition, or a kernel with the definition behind it
         self.name = function.__name__
         self.rule: Rule | None = None
+        self.writer: Callable[..., Any] | None = None
+        self.is_elementwise = False
+        self.may_view = False  # whether its output may be its first argument's memory in another shape
+        self.is_in_place = False  # whether it changes its first argument, and returns it
         self.keeps_output = False
         self.asks_needs = False
         self._kept: tuple[bool, ...] = ()
@@ -201,10 +208,11 @@ class Op(Generic[P]):
         self.asks_needs = any(p.name == "needs" for p in parameters)
         return rule
 
-    def kernel(self, kernel: Callable[P, Array]) -> Callable[P, Array]:
+    def kernel(self, kernel: Callable[..., Array]) -> Callable[..., Array]:
         """Attach a `kernel`: what the definition computes, faster, or None where it does not apply; a decorator.
 
         It gets the definition's arguments, looks at them itself, and raises nothing that the definition would not.
+        It takes the keyword `out` too: memory to compute into, and to return, instead of new one.
         """
         definition = self.definition
 
@@ -212,8 +220,22 @@ class Op(Generic[P]):
             output = kernel(*args, **attributes)
             return definition(*args, **attributes) if output is None else output
 
+        def writer(*args: Any, out: Array, **attributes: Any) -> None:
+            if kernel(*args, out=out, **attributes) is None:
+                out[...] = definition(*args, **attributes)
+
         self.function = function
+        self.into(writer)
         return kernel
+
+    def into(self, writer: Callable[..., Any]) -> Callable[..., Any]:
+        """Attach the same computation into given memory: ``writer(*args, out=out, **attributes)``; a decorator.
+
+        A NumPy ufunc is one as it stands, and may write over an argument that nobody needs any more.
+        """
+        self.writer = writer
+        self.is_elementwise = isinstance(writer, np.ufunc)
+        return writer
 
     def select(self, arrays: list[Any]) -> list[Any]:
         """Return `arrays` with None in place of what the rule does not need."""
@@ -234,9 +256,13 @@ class Op(Generic[P]):
             else:
                 # numpy.float64, a subclass of float, would turn float32 arrays into float64
                 arrays.append(float(arg) if isinstance(arg, float) else arg)
+        given: Any = args if kind is None else arrays
+        output = self.function(*given, **attributes)
+        trace = tracing.get()
+        if trace is not None:
+            trace.add(self, given, attributes, output)
         if kind is None:
-            return self.function(*args, **attributes)
-        output = self.function(*arrays, **attributes)
+            return output
         call = None
         if needs_grad and is_recording():
             call = Call(self, args, arrays, attributes, output, kind)

@@ -5,7 +5,8 @@ from typing import Any
 
 from disttrain.autodiff import ops
 from disttrain.autodiff.backward import Deliver, backward
-from disttrain.autodiff.op import Recorded, array_of
+from disttrain.autodiff.op import Recorded, array_of, tracing
+from disttrain.autodiff.ops import elementwise
 from disttrain.backend import Array, floatx, get_array_module, to_host
 from disttrain.errors import AutodiffError
 
@@ -56,10 +57,12 @@ class Tensor(Recorded):
 
     def numpy(self) -> Array:
         """Return the values as a NumPy array; not a copy where they already are one."""
+        _note_read("numpy()")
         return to_host(self.data)
 
     def item(self) -> Any:
         """Return the value of a Tensor of one element as a Python number."""
+        _note_read("item()")
         return self.data.item()
 
     @property
@@ -108,6 +111,7 @@ class Tensor(Recorded):
 
     def argmax(self, axis: Any = None) -> Any:
         """Return where the maximum is, as an array of integers: it has no gradient."""
+        _note_read("argmax()")
         return self.data.argmax(axis)
 
     def __add__(self, other: Any) -> Any:
@@ -157,22 +161,22 @@ class Tensor(Recorded):
 
     # comparisons give arrays of bool, which have no gradient; Tensors hash by identity
     def __eq__(self, other: object) -> Any:
-        return self.data == array_of(other)
+        return False if other is None else array_of(elementwise.equal(self, other))
 
     def __ne__(self, other: object) -> Any:
-        return self.data != array_of(other)
+        return True if other is None else array_of(elementwise.not_equal(self, other))
 
     def __lt__(self, other: Any) -> Any:
-        return self.data < array_of(other)
+        return array_of(elementwise.less(self, other))
 
     def __le__(self, other: Any) -> Any:
-        return self.data <= array_of(other)
+        return array_of(elementwise.less_equal(self, other))
 
     def __gt__(self, other: Any) -> Any:
-        return self.data > array_of(other)
+        return array_of(elementwise.greater(self, other))
 
     def __ge__(self, other: Any) -> Any:
-        return self.data >= array_of(other)
+        return array_of(elementwise.greater_equal(self, other))
 
     __hash__ = object.__hash__
 
@@ -183,15 +187,19 @@ class Tensor(Recorded):
         return (self[i] for i in range(len(self)))
 
     def __bool__(self) -> bool:
+        _note_read("bool()")
         return bool(self.data)
 
     def __float__(self) -> float:
+        _note_read("float()")
         return float(self.data)
 
     def __int__(self) -> int:
+        _note_read("int()")
         return int(self.data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        _note_read("numpy.asarray()")
         if copy is None:
             return to_host(self.data).astype(dtype or self.dtype, copy=False)
         return to_host(self.data).astype(dtype or self.dtype, copy=copy)
@@ -212,3 +220,10 @@ def _add_to_grad(leaf: Any, gradient: Array) -> None:
         leaf.grad = get_array_module(gradient).array(gradient)  # a copy: `gradient` may be shared
     else:
         leaf.grad += gradient
+
+
+def _note_read(how: str) -> None:
+    """Tell a trace that Python looks at a value, and may decide by it."""
+    trace = tracing.get()
+    if trace is not None:
+        trace.refuse(f"Python looked at a value, by {how}")

@@ -24,7 +24,9 @@ class _Geometry(ctypes.Structure):
     )  # fmt: skip
 
 
-def conv2d(x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Padding) -> Array | None:
+def conv2d(
+    x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Padding, out: Array | None = None
+) -> Array | None:
     """Return what the op `conv2d` returns, or None: see `disttrain.kernels`."""
     compute = native("conv2d")
     if compute is None or not applies_to(x, kernel):
@@ -33,12 +35,14 @@ def conv2d(x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Padding)
     if described is None or kernel.shape[3] < _FEWEST:
         return None
     geometry, shape = described
-    y = new_array(shape)
+    y = new_array(shape, out)
     failed = compute(ctypes.addressof(geometry), address(x), address(kernel), address(y))
     return None if failed else y
 
 
-def conv2d_input(g: Array, kernel: Array, *, size: Pair, strides: Pair = (1, 1), padding: Padding) -> Array | None:
+def conv2d_input(
+    g: Array, kernel: Array, *, size: Pair, strides: Pair = (1, 1), padding: Padding, out: Array | None = None
+) -> Array | None:
     """Return what the op `conv2d_input` returns, or None: see `disttrain.kernels`."""
     compute = native("conv2d_input")
     if compute is None or not applies_to(g, kernel) or g.ndim != 4 or kernel.ndim != 4 or kernel.shape[2] < _FEWEST:
@@ -47,12 +51,14 @@ def conv2d_input(g: Array, kernel: Array, *, size: Pair, strides: Pair = (1, 1),
     described = _described(shape, kernel.shape, (*strides,), ((*padding[0],), (*padding[1],)))
     if described is None or described[1] != g.shape:
         return None
-    x = new_array(shape)
+    x = new_array(shape, out)
     failed = compute(ctypes.addressof(described[0]), address(g), address(kernel), address(x))
     return None if failed else x
 
 
-def conv2d_kernel(x: Array, g: Array, *, size: Pair, strides: Pair = (1, 1), padding: Padding) -> Array | None:
+def conv2d_kernel(
+    x: Array, g: Array, *, size: Pair, strides: Pair = (1, 1), padding: Padding, out: Array | None = None
+) -> Array | None:
     """Return what the op `conv2d_kernel` returns, or None: see `disttrain.kernels`."""
     compute = native("conv2d_kernel")
     if compute is None or not applies_to(x, g) or x.ndim != 4 or g.ndim != 4 or g.shape[3] < _FEWEST:
@@ -61,7 +67,7 @@ def conv2d_kernel(x: Array, g: Array, *, size: Pair, strides: Pair = (1, 1), pad
     described = _described(x.shape, shape, (*strides,), ((*padding[0],), (*padding[1],)))
     if described is None or described[1] != g.shape:
         return None
-    kernel = new_array(shape)
+    kernel = new_array(shape, out)
     failed = compute(ctypes.addressof(described[0]), address(x), address(g), address(kernel))
     return None if failed else kernel
 

@@ -100,9 +100,9 @@ def applies_to(*arrays: Array) -> bool:
     )
 
 
-def new_array(shape: tuple[int, ...]) -> Array:
-    """Return an array for a kernel to fill."""
-    return np.empty(shape, np.float32)
+def new_array(shape: tuple[int, ...], out: Array | None) -> Array:
+    """Return an array for a kernel to fill: `out` where a plan gives one, which has that shape."""
+    return np.empty(shape, np.float32) if out is None else out
 
 
 def address(array: Array) -> int:

@@ -33,7 +33,9 @@ def average_pool2d(x: Array, **window: Any) -> Array | None:
     return _pooled("average_pool2d", x, **window)
 
 
-def put_at_maximum(g: Array, x: Array, *, size: Pair, strides: Pair, padding: Padding) -> Array | None:
+def put_at_maximum(
+    g: Array, x: Array, *, size: Pair, strides: Pair, padding: Padding, out: Array | None = None
+) -> Array | None:
     """Return what the op `_put_at_maximum` returns, or None: see `disttrain.kernels`."""
     compute = native("put_at_maximum")
     if compute is None or not applies_to(g, x):
@@ -41,12 +43,14 @@ def put_at_maximum(g: Array, x: Array, *, size: Pair, strides: Pair, padding: Pa
     described = _described(x.shape, (*size,), (*strides,), ((*padding[0],), (*padding[1],)))
     if described is None or described[1] != g.shape:
         return None
-    out = new_array(x.shape)
+    out = new_array(x.shape, out)
     compute(ctypes.addressof(described[0]), address(g), address(x), address(out))
     return out
 
 
-def spread(g: Array, *, shape: tuple[int, ...], size: Pair, strides: Pair, padding: Padding) -> Array | None:
+def spread(
+    g: Array, *, shape: tuple[int, ...], size: Pair, strides: Pair, padding: Padding, out: Array | None = None
+) -> Array | None:
     """Return what the op `_spread` returns, or None: see `disttrain.kernels`."""
     compute = native("spread")
     if compute is None or not applies_to(g):
@@ -54,19 +58,21 @@ def spread(g: Array, *, shape: tuple[int, ...], size: Pair, strides: Pair, paddi
     described = _described((*shape,), (*size,), (*strides,), ((*padding[0],), (*padding[1],)))
     if described is None or described[1] != g.shape:
         return None
-    out = new_array(shape)
+    out = new_array(shape, out)
     compute(ctypes.addressof(described[0]), address(g), address(out))
     return out
 
 
-def _pooled(name: str, x: Array, *, size: Pair, strides: Pair, padding: Padding) -> Array | None:
+def _pooled(
+    name: str, x: Array, *, size: Pair, strides: Pair, padding: Padding, out: Array | None = None
+) -> Array | None:
     compute = native(name)
     if compute is None or not applies_to(x):
         return None
     described = _described(x.shape, (*size,), (*strides,), ((*padding[0],), (*padding[1],)))
     if described is None:
         return None
-    y = new_array(described[1])
+    y = new_array(described[1], out)
     compute(ctypes.addressof(described[0]), address(x), address(y))
     return y
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from disttrain.autodiff import no_grad, ops
+from disttrain.autodiff.ops.normalization import move_average
 from disttrain.layers.layer import Layer
 from disttrain.layers.step import current_step
 
@@ -63,12 +64,8 @@ class BatchNormalization(Layer):
             total = current_step().total if self.synchronized else lambda part: part
             mean, variance = ops.moments(x, total=total)
             with no_grad():
-                _move(self.moving_mean, mean, self.momentum)
-                _move(self.moving_variance, variance, self.momentum)
+                move_average(self.moving_mean, mean, momentum=self.momentum)
+                move_average(self.moving_variance, variance, momentum=self.momentum)
         gamma = 1.0 if self.gamma is None else self.gamma
         beta = 0.0 if self.beta is None else self.beta
         return ops.batch_norm(x, mean, variance, gamma, beta, epsilon=self.epsilon)
-
-
-def _move(average: Any, value: Any, momentum: float) -> None:
-    average.data[...] = average.data * momentum + value.data * (1 - momentum)

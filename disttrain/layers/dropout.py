@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from disttrain.autodiff import ops
-from disttrain.backend import seed
+from disttrain.autodiff.ops.random import masked
+from disttrain.backend import sample_bits, seed
 from disttrain.errors import ConfigError
 from disttrain.layers.layer import Layer
 from disttrain.layers.step import current_step
@@ -30,6 +30,9 @@ class Dropout(Layer):
         """Return `x`, masked if `training`."""
         if not training or self.rate == 0:
             return x
+        return masked(x, rate=self.rate, draw=self._bits)
+
+    def _bits(self, *, samples: int, per_sample: int) -> Any:
         step = current_step()
         key = (seed(), "dropout", self.path, step.number)
-        return ops.dropout(x, rate=self.rate, key=key, first=step.first)
+        return sample_bits(*key, first=step.first, samples=samples, per_sample=per_sample)

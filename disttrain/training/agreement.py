@@ -13,8 +13,6 @@ from disttrain.errors import CommError, DisttrainError
 
 T = TypeVar("T")
 
-_COMPARED_SAMPLES = 16  # enough to notice data that were already sharded, or shuffled otherwise
-
 
 def together(comm: Communicator, action: Callable[[], T]) -> T:
     """Run `action` on every rank and return its result; if it failed on any, raise on all.
@@ -50,9 +48,12 @@ def check_equal(
             raise CommError(f"{what} differs between ranks: rank 0 has {ours}, rank {rank} has {theirs}; {remedy}")
 
 
-def describe(batches: Batches) -> list[Any]:
-    """Return what must be equal on all ranks; of the samples, the digest of some, spread over all."""
-    some = np.linspace(0, len(batches.x) - 1, _COMPARED_SAMPLES).astype(np.int64)
+def describe(batches: Batches, *, compared: int = 16) -> list[Any]:
+    """Return what must be equal on all ranks; of the samples, the digest of `compared` ones, spread over all.
+
+    Few are enough to notice data that were already sharded, or shuffled otherwise.
+    """
+    some = np.linspace(0, len(batches.x) - 1, compared).astype(np.int64)
     arrays = {"x": batches.x} if batches.y is None else {"x": batches.x, "y": batches.y}
     return [
         *([name, str(a.dtype), list(a.shape), digest({name: a[some]})[:16]] for name, a in arrays.items()),

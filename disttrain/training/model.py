@@ -23,7 +23,7 @@ from disttrain.training.fit import Fit
 from disttrain.training.progress import ProgressBar
 from disttrain.training.replica import Replica, copy_into
 from disttrain.training.saving import read, write
-from disttrain.training.summary import summarize
+from disttrain.training.summary import show_plans, summarize
 
 
 class Model(Layer):
@@ -46,6 +46,7 @@ class Model(Layer):
         self.stop_training = False
         self._loss: losses.Loss | None = None
         self._metrics: list[Metric] = []
+        self._static: bool | str = "auto"
         self._forget_replicas()
 
     def compile(
@@ -53,8 +54,17 @@ class Model(Layer):
         optimizer: str | optimizers.Optimizer = "adam",
         loss: str | losses.Loss | Callable[[Any, Any], Any] | None = None,
         metrics: Sequence[str | Metric] | None = None,
+        *,
+        static: bool | str = "auto",
     ) -> None:
         """Say how to train: the optimizer, the loss, and the metrics to follow.
+
+        Args:
+            optimizer: a name, or an Optimizer.
+            loss: a name, a Loss, or a function ``(y_true, y_pred) -> Tensor``.
+            metrics: names or Metrics.
+            static: ``"auto"``: a step that made the same calls twice is replayed as a plan; a model whose calls
+                depend on values stays eager. True: that is an error. False: always eager.
 
         Raises:
             ConfigError: an unknown name, with the nearest right one.
@@ -70,6 +80,9 @@ class Model(Layer):
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"two metrics are called {name!r} (the loss counts as one); give one a name=...")
+        if static not in (True, False, "auto"):
+            raise ConfigError(f"static is True, False or 'auto', not {static!r}")
+        self._static = static
         self._forget_replicas()
 
     def fit(
@@ -150,7 +163,7 @@ class Model(Layer):
         """Take one step on a global batch, of which each rank takes its part; return loss and metrics of it."""
         ranks = comm.current()
         batches = together(ranks, lambda: self._batches(x, y, len(x), shuffle=False))
-        check_equal(ranks, "the batch", describe(batches))
+        check_equal(ranks, "the batch", describe(batches, compared=2))  # once a step
         replica = self._replica_among(ranks)
         return replica.logs(replica.train(batches.batch(0, 0)))
 
@@ -229,6 +242,11 @@ class Model(Layer):
         if comm.current().rank == 0:
             summarize(self)
 
+    def plan(self) -> None:
+        """Print the plans of the training step: each call, its shapes, the bytes that it writes, and where."""
+        replica = self._replicas.get(comm.current())
+        show_plans({} if replica is None else replica.step.plans)
+
     def description(self) -> dict[str, Any]:
         """Return what is needed to make and compile this model again, as JSON values."""
         compiled = None
@@ -279,7 +297,9 @@ class Model(Layer):
                     weight.requires_grad = trains
             self._buffers = flatten(self.trainable_weights)
         if ranks not in self._replicas:
-            self._replicas[ranks] = Replica(self, ranks, self._buffers, self.optimizer, self._loss, self._metrics)
+            self._replicas[ranks] = Replica(
+                self, ranks, self._buffers, self.optimizer, self._loss, self._metrics, self._static
+            )
         return self._replicas[ranks]
 
 

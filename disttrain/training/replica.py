@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from disttrain.autodiff import Tensor, ops
-from disttrain.backend import to_host
+from disttrain.autodiff import Tensor
+from disttrain.backend import Array, to_host
 from disttrain.checkpoint import digest
 from disttrain.comm import Communicator
 from disttrain.data import Batch
@@ -17,6 +17,7 @@ from disttrain.losses import Loss
 from disttrain.metrics import Metric
 from disttrain.optimizers import Optimizer
 from disttrain.training.agreement import check_equal
+from disttrain.training.static import StaticStep
 
 Sums = np.ndarray[Any, Any]  # of the loss, of samples, and of each metric: float64, added over steps and ranks
 
@@ -33,6 +34,7 @@ class Replica:
         optimizer: whose slots become flat, or are so already.
         loss: of a sample.
         metrics: to add up beside the loss.
+        static: as in `Model.compile`.
 
     Attributes:
         shapes: of what each metric adds up; known after the first batch.
@@ -49,6 +51,7 @@ class Replica:
         optimizer: Optimizer,
         loss: Loss,
         metrics: list[Metric],
+        static: bool | str = "auto",
     ) -> None:
         self.model = model
         self.comm = comm
@@ -62,6 +65,7 @@ class Replica:
         self.gradients = GradientSum(comm, buffers)
         broadcast_weights(comm, model.weights)
         check_equal(comm, "the weights' digest", self.digest(), "a message was damaged on its way")
+        self.step = StaticStep(model, loss, self.gradients, static)
         self._state = _state(model)
         self.shapes: list[tuple[int, ...]] = []
 
@@ -75,8 +79,7 @@ class Replica:
         before = [weight.data.copy() for weight in self._state]
         step = Step(training=True, number=number, first=batch.first, total=total_over(self.comm))
         with running(step):
-            y_pred, per_sample = self._forward(batch)
-            self.gradients.backward(ops.sum(per_sample) / batch.global_size)
+            y_pred, per_sample = self.step.run(batch)
         own = self._measure(batch, y_pred, per_sample)
         sums: Sums = self.comm.all_reduce(own.copy())
         if not np.isfinite(sums[0]):
@@ -92,7 +95,8 @@ class Replica:
         total: Sums | None = None
         for batch in batches:
             # recorded, and dropped: the loss looks behind the last activation, as in training
-            sums = self._measure(batch, *self._forward(batch))
+            y_pred = self.model(batch.x)
+            sums = self._measure(batch, y_pred.data, self.loss.per_sample(batch.y, y_pred).data)
             total = sums if total is None else total + sums
         assert total is not None
         return self.logs(self.comm.all_reduce(total))
@@ -133,15 +137,10 @@ class Replica:
         """
         copy_into(self.tensors(), tensors)
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        y_pred = self.model(batch.x)
-        return y_pred, self.loss.per_sample(batch.y, y_pred)
-
-    def _measure(self, batch: Batch, y_pred: Tensor, per_sample: Tensor) -> Sums:
-        y_true, predicted = to_host(batch.y), y_pred.numpy()
+    def _measure(self, batch: Batch, y_pred: Array, per_sample: Array) -> Sums:
+        y_true, predicted, loss = to_host(batch.y), to_host(y_pred), to_host(per_sample)
         parts = [metric.sums(y_true, predicted) for metric in self.metrics]
         self.shapes = [part.shape for part in parts]
-        loss = per_sample.numpy()
         return np.concatenate([[loss.sum(dtype=np.float64), loss.size], *[part.ravel() for part in parts]])
 
     def _raise_non_finite(self, number: int, own: float, batch: Batch) -> None:

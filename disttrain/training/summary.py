@@ -1,8 +1,12 @@
 """`Model.summary`: the layers of a model as a table."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
+from disttrain.autodiff.plan import Plan
 from disttrain.errors import readable
 from disttrain.layers import Layer
 
@@ -23,3 +27,18 @@ def summarize(model: Layer) -> None:
     trained = sum(w.size for w in model.trainable_weights)
     size = sum(w.data.nbytes for w in model.weights)
     console.print(f"Parameters: {model.count_params():,}, of which trained: {trained:,}. Size: {size / 2**20:.2f} MiB.")
+
+
+def show_plans(plans: Mapping[Any, Plan]) -> None:
+    """Print each of `plans`, by the shapes of the batch."""
+    console = Console()
+    if not plans:
+        console.print("There is no plan: fewer than two steps of one shape were taken, or they differed.")
+    for (x, y, _), plan in plans.items():
+        table = Table(title=f"Plan for x {x[1]} {x[0]}, y {y[1]} {y[0]}", title_justify="left")
+        for heading in ("call", "arguments", "output", "bytes", "where"):
+            table.add_column(heading)
+        for name, arguments, output, size, where in plan.rows():
+            table.add_row(name, arguments, output, f"{size:,}", where)
+        console.print(table)
+        console.print(f"Arena: {plan.arena_bytes:,} bytes, for arrays of {plan.computed_bytes:,} bytes.")

@@ -73,7 +73,7 @@ def power(x: Array, exponent: Array) -> Array:
 def _(g: Array, y: Array, x: Array, exponent: Array, *, needs: tuple[bool, ...]) -> tuple[Array, ...]:
     return (
         # an exponent of 0 stays 0: at x = 0 its gradient would be 0 * inf
-        g * exponent * x ** (exponent - (exponent != 0)) if needs[0] else None,
+        g * exponent * x ** (exponent - not_equal(exponent, 0)) if needs[0] else None,
         g * y * log(x) if needs[1] else None,
     )
 
@@ -171,7 +171,7 @@ def _(g: Array, _y: Array, a: Array, b: Array) -> tuple[Array, ...]:
 def _share(g: Array, a: Array, b: Array) -> Array:
     """Return 1 where `a` is larger than `b`, 0 where it is smaller, 1/2 where they are equal; of the dtype of `g`."""
     # not from a - b, which overflows, or is inf - inf
-    return ((a > b) + (a == b) * 0.5).astype(g.dtype)
+    return cast(add(greater(a, b), multiply(equal(a, b), 0.5)), dtype=g.dtype)
 
 
 @op
@@ -182,7 +182,7 @@ def clip(x: Array, *, low: float, high: float) -> Array:
 
 @clip.vjp
 def _(g: Array, _y: Array, x: Array, *, low: float, high: float) -> tuple[Array, ...]:
-    return (where((x >= low) & (x <= high), g, 0),)
+    return (where(greater_equal(x, low), where(less_equal(x, high), g, 0), 0),)
 
 
 @op
@@ -256,3 +256,111 @@ def cast(x: Array, *, dtype: str) -> Array:
 @cast.vjp
 def _(g: Array, _y: Array, _x: Array, *, dtype: str) -> tuple[Array, ...]:
     return (g if np.dtype(dtype).kind == "f" else None,)
+
+
+@op
+def equal(a: Array, b: Array) -> Array:
+    """Return where `a` is equal to `b`, as bool; without gradient."""
+    return a == b
+
+
+@equal.vjp
+def _(_g: Array, _y: Array, _a: Array, _b: Array) -> tuple[Array, ...]:
+    return None, None
+
+
+@op
+def not_equal(a: Array, b: Array) -> Array:
+    """Return where `a` differs from `b`, as bool; without gradient."""
+    return a != b
+
+
+@not_equal.vjp
+def _(_g: Array, _y: Array, _a: Array, _b: Array) -> tuple[Array, ...]:
+    return None, None
+
+
+@op
+def less(a: Array, b: Array) -> Array:
+    """Return where `a` is less than `b`, as bool; without gradient."""
+    return a < b
+
+
+@less.vjp
+def _(_g: Array, _y: Array, _a: Array, _b: Array) -> tuple[Array, ...]:
+    return None, None
+
+
+@op
+def less_equal(a: Array, b: Array) -> Array:
+    """Return where `a` is at most `b`, as bool; without gradient."""
+    return a <= b
+
+
+@less_equal.vjp
+def _(_g: Array, _y: Array, _a: Array, _b: Array) -> tuple[Array, ...]:
+    return None, None
+
+
+@op
+def greater(a: Array, b: Array) -> Array:
+    """Return where `a` is greater than `b`, as bool; without gradient."""
+    return a > b
+
+
+@greater.vjp
+def _(_g: Array, _y: Array, _a: Array, _b: Array) -> tuple[Array, ...]:
+    return None, None
+
+
+@op
+def greater_equal(a: Array, b: Array) -> Array:
+    """Return where `a` is at least `b`, as bool; without gradient."""
+    return a >= b
+
+
+@greater_equal.vjp
+def _(_g: Array, _y: Array, _a: Array, _b: Array) -> tuple[Array, ...]:
+    return None, None
+
+
+for _op, _ufunc in (
+    (add, np.add),
+    (subtract, np.subtract),
+    (multiply, np.multiply),
+    (divide, np.divide),
+    (negative, np.negative),
+    (exp, np.exp),
+    (log, np.log),
+    (log1p, np.log1p),
+    (sqrt, np.sqrt),
+    (abs, np.abs),
+    (sign, np.sign),
+    (maximum, np.maximum),
+    (minimum, np.minimum),
+    (tanh, np.tanh),
+    (equal, np.equal),
+    (not_equal, np.not_equal),
+    (less, np.less),
+    (less_equal, np.less_equal),
+    (greater, np.greater),
+    (greater_equal, np.greater_equal),
+):
+    _op.into(_ufunc)
+
+
+@relu.into
+def _(x: Array, out: Array) -> None:
+    np.maximum(x, 0, out=out)
+
+
+@sigmoid.into
+def _(x: Array, out: Array) -> None:
+    with np.errstate(over="ignore"):
+        np.exp(np.negative(x, out), out)
+    np.divide(1, np.add(1, out, out), out)
+
+
+@cast.into
+def _(x: Array, out: Array, *, dtype: str) -> None:
+    np.copyto(out, x, casting="unsafe")

@@ -1,5 +1,7 @@
 """Matrix products."""
 
+import numpy as np
+
 from disttrain.autodiff.op import op
 from disttrain.autodiff.ops.shape import reshape, transpose
 from disttrain.backend import Array
@@ -24,6 +26,13 @@ def _matmul(a: Array, b: Array) -> Array:
     if a.ndim > 2 and b.ndim == 2:  # one large product instead of a loop over small ones
         return (a.reshape(-1, a.shape[-1]) @ b).reshape(*a.shape[:-1], b.shape[-1])
     return a @ b
+
+
+@_matmul.into
+def _(a: Array, b: Array, out: Array) -> None:
+    if a.ndim > 2 and b.ndim == 2 and a.flags.c_contiguous:
+        a, out = a.reshape(-1, a.shape[-1]), out.reshape(-1, out.shape[-1])
+    np.matmul(a, b, out)
 
 
 @_matmul.vjp

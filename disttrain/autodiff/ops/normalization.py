@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from disttrain.autodiff.op import array_of
+from disttrain.autodiff.op import array_of, op
 from disttrain.autodiff.ops.elementwise import cast, sqrt
 from disttrain.autodiff.ops.reduction import mean as mean_over
 from disttrain.autodiff.ops.reduction import sum
@@ -35,6 +35,16 @@ def moments(x: Array, *, total: Callable[[Array], Array] = lambda part: part) ->
     center = mean(flat)
     centered = flat - center
     return cast(center, dtype=x.dtype), cast(mean(centered * centered), dtype=x.dtype)
+
+
+@op
+def move_average(average: Array, value: Array, *, momentum: float) -> Array:
+    """Move `average` towards `value`, in place: ``average * momentum + value * (1 - momentum)``; return it."""
+    average[...] = average * momentum + value * (1 - momentum)
+    return average
+
+
+move_average.is_in_place = True
 
 
 def batch_norm(x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, *, epsilon: float) -> Array:

@@ -1,8 +1,11 @@
 """Ops with random numbers: counter-based, so that they do not depend on which rank holds a sample."""
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from disttrain.autodiff.op import array_of
+from disttrain.autodiff.op import op
 from disttrain.backend import Array, get_array_module, sample_bits
 
 
@@ -17,8 +20,21 @@ def dropout(x: Array, *, rate: float, key: tuple[int | str, ...], first: int = 0
 
     Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", 2014.
     """
-    per_sample = math.prod(x.shape[1:])
-    bits = sample_bits(*key, first=first, samples=x.shape[0], per_sample=per_sample)
+    return masked(x, rate=rate, draw=partial(sample_bits, *key, first=first))
+
+
+def masked(x: Array, *, rate: float, draw: Callable[..., Any]) -> Array:
+    """Return `dropout` of `x` with the bits of ``draw(samples=..., per_sample=...)``, called when this runs."""
+    return x * _mask(x, rate=rate, draw=draw)
+
+
+@op
+def _mask(x: Array, *, rate: float, draw: Callable[..., Any]) -> Array:
+    bits = draw(samples=x.shape[0], per_sample=math.prod(x.shape[1:]))
     kept = (bits >= round(rate * 2**32)).reshape(x.shape)
-    xp = get_array_module(array_of(x))
-    return x * xp.asarray(kept / (1 - rate), dtype=x.dtype)
+    return get_array_module(x).asarray(kept / (1 - rate), dtype=x.dtype)
+
+
+@_mask.vjp
+def _(_g: Array, _y: Array, _x: Array, *, rate: float, draw: Callable[..., Any]) -> tuple[Array, ...]:
+    return (None,)

@@ -1,6 +1,7 @@
 """Sums, means and maxima over axes; `axis` is None (all), a number or a tuple, as in NumPy."""
 
-from disttrain.autodiff.op import array_of, op
+from disttrain.autodiff.op import op
+from disttrain.autodiff.ops.elementwise import cast, equal
 from disttrain.autodiff.ops.shape import broadcast_to, reshape
 from disttrain.backend import Array
 
@@ -20,6 +21,11 @@ def _(
     return (broadcast_to(_with_axes(g, _x, axis, keepdims), shape=_x.shape),)
 
 
+@sum.into
+def _(x: Array, out: Array, *, axis: Axis = None, keepdims: bool = False, dtype: str | None = None) -> None:
+    x.sum(axis=axis, keepdims=keepdims, dtype=dtype, out=out)
+
+
 @op
 def mean(x: Array, *, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the arithmetic mean of `x` over `axis`."""
@@ -32,6 +38,11 @@ def _(g: Array, _y: Array, _x: Array, *, axis: Axis = None, keepdims: bool = Fal
     return (broadcast_to(_with_axes(g, _x, axis, keepdims) / count, shape=_x.shape),)
 
 
+@mean.into
+def _(x: Array, out: Array, *, axis: Axis = None, keepdims: bool = False) -> None:
+    x.mean(axis=axis, keepdims=keepdims, out=out)
+
+
 @op
 def max(x: Array, *, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the largest value of `x` over `axis`; equal ones share the gradient."""
@@ -40,8 +51,8 @@ def max(x: Array, *, axis: Axis = None, keepdims: bool = False) -> Array:
 
 @max.vjp
 def _(g: Array, y: Array, x: Array, *, axis: Axis = None, keepdims: bool = False) -> tuple[Array, ...]:
-    largest = array_of(x) == array_of(_with_axes(y, x, axis, keepdims))
-    share = (largest / largest.sum(axis=axis, keepdims=True)).astype(x.dtype)
+    largest = equal(x, _with_axes(y, x, axis, keepdims))
+    share = cast(largest / sum(largest, axis=axis, keepdims=True), dtype=x.dtype)
     return (_with_axes(g, x, axis, keepdims) * share,)
 
 

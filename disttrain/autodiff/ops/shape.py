@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from disttrain.autodiff.op import array_of, op
 from disttrain.backend import Array, get_array_module
 
@@ -72,6 +74,11 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Array:
 @op
 def _concatenate(*arrays: Array, axis: int) -> Array:
     return get_array_module(arrays[0]).concatenate(arrays, axis)
+
+
+@_concatenate.into
+def _(*arrays: Array, out: Array, axis: int) -> None:
+    np.concatenate(arrays, axis, out=out)
 
 
 @_concatenate.vjp
@@ -153,3 +160,7 @@ def _plain(index: Any) -> Any:
     if isinstance(index, tuple):
         return tuple(_plain(part) for part in index)
     return array_of(index)
+
+
+for _op in (reshape, transpose, broadcast_to, sum_to, getitem):
+    _op.may_view = True

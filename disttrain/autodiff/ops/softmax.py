@@ -1,5 +1,7 @@
 """The softmax family."""
 
+import numpy as np
+
 from disttrain.autodiff.op import op
 from disttrain.autodiff.ops.elementwise import exp
 from disttrain.autodiff.ops.reduction import sum
@@ -12,6 +14,12 @@ def softmax(x: Array, *, axis: int = -1) -> Array:
     y = get_array_module(x).exp(x - x.max(axis=axis, keepdims=True))
     y /= y.sum(axis=axis, keepdims=True)
     return y
+
+
+@softmax.into
+def _(x: Array, out: Array, *, axis: int = -1) -> None:
+    np.exp(np.subtract(x, x.max(axis=axis, keepdims=True), out), out)
+    out /= out.sum(axis=axis, keepdims=True)
 
 
 @softmax.vjp

@@ -1,0 +1,128 @@
+"""A plan made of two traces of a step gives the bits of the step itself, on any inputs."""
+
+import weakref
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from disttrain import Tensor, no_grad, ops
+from disttrain.autodiff.plan import Plan, Trace, _Block, _place
+from tests.autodiff.cases import CASES
+
+
+def nowhere(parameter):
+    raise AssertionError("no gradient of a parameter was traced")
+
+
+def step_of(function):
+    """Return a step: from arrays to the value of `function`, and its gradients in all of them."""
+
+    def step(*arrays):
+        tensors = [Tensor(a, requires_grad=True) for a in arrays]
+        y = function(*tensors)
+        found = {}
+        (y * y).sum().backward(deliver=lambda leaf, gradient: found.update({id(leaf): gradient}))
+        return [y.data, *(found[id(t)] for t in tensors)]
+
+    return step
+
+
+def traced(step, arrays):
+    trace = Trace(arrays, [])
+    with trace.running() as results:
+        results.extend(step(*arrays))
+    return trace
+
+
+def planned(step, arrays):
+    first, second = traced(step, arrays), traced(step, [a.copy() for a in arrays])
+    assert first.difference(second) == ""
+    return Plan(second, home=nowhere, final=nowhere)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", [c for c in CASES if c.op != "dropout"], ids=str)
+def test_every_op_replays_its_bits_on_other_inputs(case, dtype):
+    step = step_of(case.call)
+    args = [np.asarray(a, dtype) for a in case.args]
+    plan = planned(step, args)
+    for scale in (0.75, 1.0):  # a power of a positive number stays one
+        others = [np.asarray(a * scale, dtype) for a in args]
+        for got, expected in zip(plan.run(others), step(*others), strict=True):
+            assert got.dtype == expected.dtype
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_traces_of_different_calls_differ():
+    x = np.arange(6.0).reshape(2, 3)
+    once, twice = traced(step_of(lambda t: t.sum()), [x]), traced(step_of(lambda t: (t * 2).sum()), [x])
+    assert "calls" in once.difference(twice)
+    sums, means = traced(step_of(lambda t: t.sum()), [x]), traced(step_of(lambda t: t.mean()), [x])
+    assert sums.difference(means)
+
+
+def test_constants_that_differ_between_steps_are_named():
+    x = np.arange(3.0)
+    for a, b in ((2.0, 3.0), (np.arange(3.0), np.ones(3))):
+        trace, other = (traced(step_of(lambda t, c=c: (t * c).sum()), [x]) for c in (a, b))
+        assert "outside of ops" in trace.difference(other)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [bool, float, int, lambda t: t.item(), lambda t: t.numpy(), lambda t: np.asarray(t), lambda t: t.argmax()],
+)
+def test_a_step_in_which_python_looks_at_a_value_is_refused(look):
+    def function(t):
+        look(t.sum())
+        return t * 2
+
+    trace = traced(step_of(function), [np.ones(3)])
+    assert "Python looked at a value" in trace.difference(traced(step_of(function), [np.ones(3)]))
+
+
+def test_decisions_by_comparison_are_replayed_not_remembered():
+    step = step_of(lambda t: ops.where(t > 0, t, t * 3))
+    plan = planned(step, [np.array([1.0, -1, 2])])
+    other = np.array([-1.0, 1, -2])
+    np.testing.assert_array_equal(plan.run([other])[0], step(other)[0])
+
+
+def test_tracing_keeps_no_array_that_the_step_itself_lets_go():
+    born = []
+
+    def function(t):
+        inner = t * 2
+        born.append(weakref.ref(inner.data))
+        return ops.sum(inner * 1.0)
+
+    trace = Trace([np.ones(1000)], [])
+    with trace.running() as results, no_grad():
+        results.append(function(Tensor(np.ones(1000))).data)
+        assert born[0]() is None
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 20), st.integers(0, 20)), max_size=20))
+def test_blocks_in_use_at_the_same_time_do_not_overlap(spans):
+    blocks = [_Block(size=64 * n, first=min(a, b), last=max(a, b)) for n, a, b in spans]
+    size = _place(blocks)
+    at_once = [sum(b.size for b in blocks if b.first <= t <= b.last) for t in range(21)]
+    assert max(at_once, default=0) <= size <= sum(b.size for b in blocks)
+    for i, a in enumerate(blocks):
+        for b in blocks[:i]:
+            apart_in_time = a.last < b.first or b.last < a.first
+            assert apart_in_time or a.offset + a.size <= b.offset or b.offset + b.size <= a.offset
+
+
+def test_arrays_that_do_not_live_together_share_memory():
+    def function(t):
+        for _ in range(20):
+            t = ops.tanh(t) @ np.eye(50)
+        return t
+
+    plan = planned(step_of(function), [np.ones((50, 50))])
+    # forward needs each tanh until backward; everything else is short-lived
+    assert 20 * 50 * 50 * 8 <= plan.arena_bytes < plan.computed_bytes / 2

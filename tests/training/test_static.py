@@ -1,0 +1,147 @@
+"""A model trains to the same bits by a plan as eagerly, on any number of ranks; what cannot be planned is said."""
+
+import logging
+
+import numpy as np
+import pytest
+
+import disttrain as dt
+from disttrain.comm import threads
+from disttrain.errors import ConfigError
+from tests.training import worlds
+
+pytestmark = pytest.mark.timeout(60)
+
+L = dt.layers
+
+
+def images(samples=22):
+    generator = np.random.default_rng(3)
+    return generator.random((samples, 8, 8, 1)), generator.integers(0, 4, samples)
+
+
+def convolutional():
+    return dt.Sequential(
+        [
+            L.Conv2D(4, 3, padding="same", activation="relu", input_shape=(8, 8, 1)),
+            L.BatchNormalization(),
+            L.MaxPooling2D(),
+            L.Conv2D(6, 2, strides=2, activation="tanh"),
+            L.AveragePooling2D(),
+            L.Flatten(),
+            L.Dropout(0.3),
+            L.Dense(4, activation="softmax"),
+        ]
+    )
+
+
+def train(comm, static, loss="sparse_categorical_crossentropy", make=convolutional, to_targets=lambda y: y, **options):
+    x, y = images()
+    model = make()
+    model.compile("adam", loss, ["accuracy"], static=static)
+    history = model.fit(x, to_targets(y), batch_size=6, epochs=4, verbose=0, **options)
+    plans = model._replicas[comm].step.plans
+    return dt.state_digest(model), history.history, len(plans)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_plan_gives_the_bits_of_eager_steps(world_size):
+    planned = threads.run(world_size, train, True)
+    eager = threads.run(world_size, train, False)
+    assert [r[:2] for r in planned] == [r[:2] for r in eager]
+    assert [r[2] for r in planned] == [2] * world_size  # whole batches, and the short last one
+    assert [r[2] for r in eager] == [0] * world_size
+
+
+def dense(outputs, activation):
+    return lambda: dt.Sequential([L.Flatten(input_shape=(8, 8, 1)), L.Dense(outputs, activation=activation)])
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "activation", "to_targets"),
+    [
+        ("categorical_crossentropy", 4, "softmax", lambda y: dt.utils.to_categorical(y, 4)),
+        (dt.losses.SparseCategoricalCrossentropy(from_logits=True), 4, None, lambda y: y),
+        ("binary_crossentropy", 1, "sigmoid", lambda y: y % 2),
+        ("mse", 1, None, lambda y: y.astype(float)),
+        (lambda y_true, y_pred: ((y_pred - y_true.reshape(-1, 1)) ** 2).mean(), 1, "relu", lambda y: y),
+    ],
+)
+def test_every_loss_can_be_planned(loss, outputs, activation, to_targets):
+    options = {"loss": loss, "make": dense(outputs, activation), "to_targets": to_targets}
+    (planned,), (eager,) = (threads.run(1, train, static, **options) for static in ("auto", False))
+    assert planned[:2] == eager[:2]
+
+
+class Undecided(dt.Model):
+    """A model whose calls depend on a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.flatten, self.dense = L.Flatten(), L.Dense(4, activation="softmax")
+
+    def call(self, x):
+        y = self.dense(self.flatten(x))
+        return y if float(y.sum()) > 1e9 else y * 1.0
+
+
+def test_a_model_that_depends_on_values_stays_eager_and_says_so_once(caplog):
+    with caplog.at_level(logging.WARNING, "disttrain"):
+        ((digest, _, plans),) = threads.run(1, train, "auto", make=Undecided)
+    assert plans == 0
+    assert [r.getMessage() for r in caplog.records] == [
+        "the step is not static, and runs eagerly: Python looked at a value, by float()"
+    ]
+    assert digest == threads.run(1, train, False, make=Undecided)[0][0]
+
+
+def test_static_true_refuses_such_a_model():
+    with pytest.raises(ConfigError, match=r"not static: Python looked at a value, by float\(\).*static='auto'"):
+        threads.run(1, train, True, make=Undecided)
+
+
+def test_a_layer_that_a_callback_changes_is_noticed_at_the_next_epoch():
+    class LessDropout(dt.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs):
+            self.model.layers[6].rate = 0.1
+
+    (planned,), (eager,) = (threads.run(1, train, static, callbacks=[LessDropout()]) for static in ("auto", False))
+    assert planned[:2] == eager[:2]
+    assert planned[2] == 2
+
+
+def test_a_loss_with_a_tensor_of_the_users_own_stays_eager():
+    x, y = worlds.blobs()
+    scale = dt.Tensor(np.array(1.0, "float32"), requires_grad=True)
+    model = dt.Sequential([L.Dense(1)])
+    model.compile("sgd", lambda y_true, y_pred: ((y_pred * scale) ** 2).mean())
+    before = []
+    for _ in range(4):
+        model.train_on_batch(x, y)
+        before.append(float(scale.grad))
+    assert len(set(before)) == 4  # its gradient is computed in every step
+
+
+def test_weights_that_were_loaded_are_what_a_plan_works_on(tmp_path):
+    x, y = images()
+    model = convolutional()
+    model.compile("sgd", "sparse_categorical_crossentropy", static=True)
+    model.fit(x, y, batch_size=11, epochs=2, verbose=0)
+    model.save(tmp_path)
+    after = [model.train_on_batch(x[:11], y[:11]) for _ in range(2)]
+    model.load(tmp_path)
+    model.optimizer.iterations = 4
+    assert [model.train_on_batch(x[:11], y[:11]) for _ in range(2)] == after
+
+
+def test_the_plan_can_be_printed(capsys):
+    x, y = images()
+    model = convolutional()
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.plan()
+    assert "no plan" in capsys.readouterr().out
+    model.fit(x, y, batch_size=11, verbose=0)
+    model.plan()
+    printed = capsys.readouterr().out
+    for part in ("conv2d", "_matmul", "gradient of", "dense/kernel", "Arena:"):
+        assert part in printed
