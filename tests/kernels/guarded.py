@@ -12,7 +12,7 @@ class Guarded:
     def __init__(self):
         self._made = []
 
-    def new_array(self, shape, shift=4):
+    def new_array(self, shape, out=None, shift=4):
         """Return an array of garbage that begins `shift` bytes after a multiple of 64."""
         nbytes = int(np.prod(shape)) * 4
         raw = np.full(nbytes + 2 * _GUARD + 64, _PATTERN, np.uint8)
@@ -22,7 +22,7 @@ class Guarded:
         return inside.view(np.float32).reshape(shape)
 
     def copy(self, array, shift=4):
-        made = self.new_array(array.shape, shift)
+        made = self.new_array(array.shape, shift=shift)
         made[...] = array
         return made
 

@@ -145,3 +145,22 @@ def test_the_plan_can_be_printed(capsys):
     printed = capsys.readouterr().out
     for part in ("conv2d", "_matmul", "gradient of", "dense/kernel", "Arena:"):
         assert part in printed
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_native_kernels_give_a_plan_the_bits_that_they_give_eager_steps(world_size):
+    # float32 and enough channels, so that convolution, pooling, relu's gradient and Adam run natively where they can
+    def make():
+        return dt.Sequential(
+            [
+                L.Conv2D(8, 3, activation="relu", input_shape=(8, 8, 1)),
+                L.Conv2D(16, 3, padding="same", activation="relu"),
+                L.MaxPooling2D(),
+                L.AveragePooling2D(padding="same"),
+                L.Flatten(),
+                L.Dense(4, activation="softmax"),
+            ]
+        )
+
+    planned, eager = (threads.run(world_size, train, static, make=make) for static in (True, False))
+    assert [r[:2] for r in planned] == [r[:2] for r in eager]
