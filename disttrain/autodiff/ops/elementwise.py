@@ -354,6 +354,9 @@ def _(x: Array, out: Array) -> None:
     np.maximum(x, 0, out=out)
 
 
+relu.is_elementwise = True  # the above may write over `x`
+
+
 @sigmoid.into
 def _(x: Array, out: Array) -> None:
     with np.errstate(over="ignore"):
