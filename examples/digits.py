@@ -4,7 +4,8 @@ One worker:   python examples/digits.py
 Two workers:  disttrain run -n 2 examples/digits.py
               mpirun -n 2 python examples/digits.py
 
-With ``--compare`` rank 0 then trains alone, and the two results are shown side by side.
+With ``--compare`` rank 0 then trains alone, and the two results are shown side by side. In float64, the default
+here, they are the same to 12 digits; in float32 rounding may change a digit of the test accuracy.
 """
 
 import argparse
@@ -49,10 +50,12 @@ def main():
     parser.add_argument("--batch-size", type=int, default=64, help="of the global batch, over all workers")
     parser.add_argument("--small", action="store_true", help="one epoch, to see that it runs")
     parser.add_argument("--compare", action="store_true", help="train again on rank 0 alone, and compare")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
     args = parser.parse_args()
     args.epochs = 1 if args.small else args.epochs
 
     comm = dt.init()
+    dt.backend.set_floatx(args.dtype)
     dt.utils.set_random_seed(0)
     (x_train, y_train), (x_test, y_test) = dt.datasets.digits.load_data()
     data = (x_train[..., None] / 16, y_train), (x_test[..., None] / 16, y_test)
