@@ -25,11 +25,11 @@ class Loss(ABC):
     name = ""
 
     @abstractmethod
-    def per_sample(self, y_true: Array, y_pred: Any) -> Any:
+    def per_sample(self, y_true: Any, y_pred: Any) -> Any:
         """Return the loss of each sample, shape ``(samples,)``.
 
         Args:
-            y_true: targets, an array.
+            y_true: targets, a Tensor: what is computed from an array is not seen by a plan.
             y_pred: the model's output, a Tensor of shape ``(samples, ...)``.
         """
 
@@ -48,7 +48,7 @@ class Loss(ABC):
         if y_true.shape[:1] != y_pred.shape[:1]:
             raise ShapeError(f"{self.name}: targets of shape {y_true.shape} for outputs of shape {y_pred.shape}")
         self.check(y_true, y_pred.shape)
-        return self.per_sample(y_true, y_pred).mean()
+        return self.per_sample(Tensor(y_true), y_pred).mean()
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make this loss again."""
@@ -67,7 +67,7 @@ class CategoricalCrossentropy(Loss):
     def __init__(self, *, from_logits: bool = False) -> None:
         self.from_logits = from_logits
 
-    def per_sample(self, y_true: Array, y_pred: Any) -> Any:
+    def per_sample(self, y_true: Any, y_pred: Any) -> Any:
         """Return the loss of each sample."""
         logits = y_pred if self.from_logits else argument_of(y_pred, ops.softmax)
         y_true = _as(y_true, y_true.shape, y_pred.dtype)
@@ -103,7 +103,7 @@ class SparseCategoricalCrossentropy(Loss):
     def __init__(self, *, from_logits: bool = False) -> None:
         self.from_logits = from_logits
 
-    def per_sample(self, y_true: Array, y_pred: Any) -> Any:
+    def per_sample(self, y_true: Any, y_pred: Any) -> Any:
         """Return the loss of each sample."""
         labels = _as(y_true, y_pred.shape[:-1], "int64")
         logits = y_pred if self.from_logits else argument_of(y_pred, ops.softmax)
@@ -142,7 +142,7 @@ class BinaryCrossentropy(Loss):
     def __init__(self, *, from_logits: bool = False) -> None:
         self.from_logits = from_logits
 
-    def per_sample(self, y_true: Array, y_pred: Any) -> Any:
+    def per_sample(self, y_true: Any, y_pred: Any) -> Any:
         """Return the loss of each sample."""
         y_true = _as(y_true, y_pred.shape, y_pred.dtype)
         logits = y_pred if self.from_logits else argument_of(y_pred, ops.sigmoid)
@@ -168,7 +168,7 @@ class MeanSquaredError(Loss):
 
     name = "mean_squared_error"
 
-    def per_sample(self, y_true: Array, y_pred: Any) -> Any:
+    def per_sample(self, y_true: Any, y_pred: Any) -> Any:
         """Return the loss of each sample."""
         y_true = _as(y_true, y_pred.shape, y_pred.dtype)
         if y_pred.ndim == 1:
@@ -183,7 +183,7 @@ class FunctionLoss(Loss):
         self.function = function
         self.name = getattr(function, "__name__", "loss")
 
-    def per_sample(self, y_true: Array, y_pred: Any) -> Any:
+    def per_sample(self, y_true: Any, y_pred: Any) -> Any:
         """Return the loss of each sample; a mean counts for every sample."""
         value = self.function(y_true, y_pred)
         if not isinstance(value, Tensor):
@@ -243,7 +243,7 @@ def _check_classes(name: str, output_shape: tuple[int | None, ...]) -> int:
     return classes
 
 
-def _as(y_true: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def _as(y_true: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """Return targets in the shape and dtype of predictions; by ops, so that a plan sees it."""
     y_true = y_true if y_true.shape == shape else ops.reshape(y_true, shape=shape)
     return y_true if y_true.dtype == dtype else ops.cast(y_true, dtype=dtype)

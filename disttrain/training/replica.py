@@ -96,7 +96,7 @@ class Replica:
         for batch in batches:
             # recorded, and dropped: the loss looks behind the last activation, as in training
             y_pred = self.model(batch.x)
-            sums = self._measure(batch, y_pred.data, self.loss.per_sample(batch.y, y_pred).data)
+            sums = self._measure(batch, y_pred.data, self.loss.per_sample(Tensor(batch.y), y_pred).data)
             total = sums if total is None else total + sums
         assert total is not None
         return self.logs(self.comm.all_reduce(total))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from disttrain.autodiff import ops
+from disttrain.autodiff import Tensor, ops
 from disttrain.autodiff.plan import Plan, Trace
 from disttrain.backend import Array
 from disttrain.data import Batch
@@ -68,7 +68,7 @@ class StaticStep:
 
     def _eager(self, batch: Batch) -> tuple[Array, Array]:
         y_pred = self.model(batch.x)
-        per_sample = self.loss.per_sample(batch.y, y_pred)
+        per_sample = self.loss.per_sample(Tensor(batch.y), y_pred)
         self.gradients.backward(ops.sum(per_sample) / batch.global_size)
         return y_pred.data, per_sample.data
 

@@ -73,6 +73,27 @@ def test_every_loss_can_be_planned(loss, outputs, activation, to_targets):
     assert planned[:2] == eager[:2]
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y_true, y_pred: ((y_pred - y_true.reshape(-1, 1)) ** 2).mean(),
+        lambda y_true, y_pred: ((y_pred - np.asarray(y_true).reshape(-1, 1)) ** 2).mean(),
+    ],
+)
+def test_targets_that_are_equal_at_first_are_not_taken_for_constants(loss):
+    x, y = worlds.blobs()
+    y = np.concatenate([np.zeros(40, int), np.arange(20)])  # the first batches have the same targets
+    x = np.resize(x, (60, *x.shape[1:]))
+
+    def run(static):
+        model = dt.Sequential([L.Dense(1)])
+        model.compile("sgd", loss, static=static)
+        model.fit(x, y, batch_size=10, shuffle=False, verbose=0)
+        return dt.state_digest(model)
+
+    assert run("auto") == run(False)
+
+
 class Undecided(dt.Model):
     """A model whose calls depend on a value."""
 
