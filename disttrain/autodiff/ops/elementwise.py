@@ -3,6 +3,7 @@
 import numpy as np
 
 from disttrain.autodiff.op import op
+from disttrain.autodiff.ops.shape import sum_to
 from disttrain.backend import Array, get_array_module
 from disttrain.kernels import elementwise as kernels
 
@@ -25,8 +26,9 @@ def subtract(a: Array, b: Array) -> Array:
 
 
 @subtract.vjp
-def _(g: Array, _y: Array, _a: Array, _b: Array) -> tuple[Array, ...]:
-    return g, -g
+def _(g: Array, _y: Array, _a: Array, _b: Array, *, needs: tuple[bool, ...]) -> tuple[Array, ...]:
+    # summed to the shape of `b` first, while it is not negated yet: often that is a mean
+    return g, -sum_to(g, shape=_b.shape) if needs[1] else None
 
 
 @op

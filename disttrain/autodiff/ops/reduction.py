@@ -18,6 +18,8 @@ def sum(x: Array, *, axis: Axis = None, keepdims: bool = False, dtype: str | Non
 def _(
     g: Array, _y: Array, _x: Array, *, axis: Axis = None, keepdims: bool = False, dtype: str | None = None
 ) -> tuple[Array, ...]:
+    if g.dtype != _x.dtype:
+        g = cast(g, dtype=_x.dtype)  # while it is small
     return (broadcast_to(_with_axes(g, _x, axis, keepdims), shape=_x.shape),)
 
 
