@@ -60,17 +60,21 @@ def backward(output: Recorded, gradient: Array = None, *, deliver: Deliver, reta
             call.release()
 
 
-def gradients(output: Recorded, nodes: list[Any], *, record: bool) -> list[Array]:
-    """Return the gradient of the scalar `output` in each of `nodes`, none of which depends on another.
+def gradients(output: Recorded, nodes: list[Any], *, record: bool, cotangent: Array = None) -> list[Array]:
+    """Return the gradient of `output` in each of `nodes`, none of which depends on another.
 
     Args:
-        output: what is differentiated.
+        output: what is differentiated: a scalar, or any shape if `cotangent` is given.
         nodes: leaves, or the calls that made the Tensors in question.
         record: whether to record the computation; then the gradients are Tensors.
+        cotangent: of `output`, of its shape.
     """
-    start = _first_cotangent(output, None)
+    if cotangent is None:
+        cotangent = _first_cotangent(output, None)
+    if record and not isinstance(cotangent, Recorded):
+        cotangent = output.of_call(cotangent, None)
     root = output.call or output
-    cotangents: dict[int, Array] = {id(root): output.of_call(start, None) if record else start}
+    cotangents: dict[int, Array] = {id(root): cotangent}
     wanted = {id(node) for node in nodes}
     calls = _calls_behind(root, stop=wanted)
     while calls:

@@ -17,7 +17,7 @@ import functools
 import inspect
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Generic, ParamSpec
@@ -26,13 +26,25 @@ import numpy as np
 
 from disttrain.backend import Array
 from disttrain.errors import AutodiffError
+from disttrain.kernels.library import Launch
 
 P = ParamSpec("P")
 Rule = Callable[..., tuple[Array, ...]]
+Kernel = Callable[..., Launch | None]
 
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
 tracing: ContextVar[Any] = ContextVar("tracing", default=None)  # who is told of every call: a Trace, or None
 _numbers = itertools.count()
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Record calls inside a ``with`` block, under `no_grad` too."""
+    token = _recording.set(True)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
 
 
 class no_grad(contextlib.ContextDecorator):  # noqa: N801  # the name that PyTorch's users know
@@ -183,7 +195,8 @@ class Op(Generic[P]):
 
     def __init__(self, function: Callable[P, Array]) -> None:
         self.definition = function
-        self.function = function  # what is called: the definition, or a kernel with the definition behind it
+        self.function: Callable[..., Array] = function  # what is called: the definition, or a kernel before it
+        self.launcher: Kernel | None = None
         self.name = function.__name__
         self.rule: Rule | None = None
         self.writer: Callable[..., Any] | None = None
@@ -208,25 +221,30 @@ class Op(Generic[P]):
         self.asks_needs = any(p.name == "needs" for p in parameters)
         return rule
 
-    def kernel(self, kernel: Callable[..., Array]) -> Callable[..., Array]:
-        """Attach a `kernel`: what the definition computes, faster, or None where it does not apply; a decorator.
+    def kernel(self, kernel: Kernel) -> Kernel:
+        """Attach a `kernel`: what the definition computes, faster, where it applies; a decorator.
 
-        It gets the definition's arguments, looks at them itself, and raises nothing that the definition would not.
-        It takes the keyword `out` too: memory to compute into, and to return, instead of new one.
+        It gets the definition's arguments and the keyword `out`, memory to compute into or None; it looks at them
+        itself, raises nothing that the definition would not, copies nothing, and returns a `Launch`, or None where it
+        does not apply.
         """
-        definition = self.definition
-
-        def function(*args: P.args, **attributes: P.kwargs) -> Array:
-            output = kernel(*args, **attributes)
-            return definition(*args, **attributes) if output is None else output
+        self.launcher = kernel
+        self.function = self._launched
 
         def writer(*args: Any, out: Array, **attributes: Any) -> None:
-            if kernel(*args, out=out, **attributes) is None:
-                out[...] = definition(*args, **attributes)
+            launch = kernel(*args, out=out, **attributes)
+            if launch is None:
+                out[...] = self.definition(*args, **attributes)
+            else:
+                launch.run()
 
-        self.function = function
         self.into(writer)
         return kernel
+
+    def _launched(self, *args: P.args, **attributes: P.kwargs) -> Array:
+        assert self.launcher is not None
+        launch = self.launcher(*args, **attributes)
+        return self.definition(*args, **attributes) if launch is None else launch.run()
 
     def into(self, writer: Callable[..., Any]) -> Callable[..., Any]:
         """Attach the same computation into given memory: ``writer(*args, out=out, **attributes)``; a decorator.
@@ -258,6 +276,8 @@ class Op(Generic[P]):
                 arrays.append(float(arg) if isinstance(arg, float) else arg)
         given: Any = args if kind is None else arrays
         output = self.function(*given, **attributes)
+        if output is None:  # of a composite that no kernel computes here
+            return self.definition(*args, **attributes)
         trace = tracing.get()
         if trace is not None:
             trace.add(self, given, attributes, output)

@@ -272,7 +272,10 @@ class Plan:
             yield partial(call.op.function, **call.attributes), args
         elif call.output not in self._base:
             out = self._arrays[call.output]
-            if call.op.writer is None:
+            launch = call.op.launcher(*args, out=out, **call.attributes) if call.op.launcher else None
+            if launch is not None:
+                yield launch.function, launch.args
+            elif call.op.writer is None:
                 yield partial(_compute, out, call.op.function, call.attributes), args
             else:
                 yield partial(call.op.writer, out=out, **call.attributes), args

@@ -4,7 +4,7 @@ import ctypes
 import functools
 
 from disttrain.backend import Array
-from disttrain.kernels.library import address, applies_to, native, new_array
+from disttrain.kernels.library import Launch, address, applies_to, native, new_array
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -26,8 +26,8 @@ class _Geometry(ctypes.Structure):
 
 def conv2d(
     x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Padding, out: Array | None = None
-) -> Array | None:
-    """Return what the op `conv2d` returns, or None: see `disttrain.kernels`."""
+) -> Launch | None:
+    """Compute what the op `conv2d` returns; None where it does not apply: see `disttrain.kernels`."""
     compute = native("conv2d")
     if compute is None or not applies_to(x, kernel):
         return None
@@ -36,14 +36,13 @@ def conv2d(
         return None
     geometry, shape = described
     y = new_array(shape, out)
-    failed = compute(ctypes.addressof(geometry), address(x), address(kernel), address(y))
-    return None if failed else y
+    return Launch(compute, (ctypes.byref(geometry), address(x), address(kernel), address(y)), y)
 
 
 def conv2d_input(
     g: Array, kernel: Array, *, size: Pair, strides: Pair = (1, 1), padding: Padding, out: Array | None = None
-) -> Array | None:
-    """Return what the op `conv2d_input` returns, or None: see `disttrain.kernels`."""
+) -> Launch | None:
+    """Compute what the op `conv2d_input` returns; None where it does not apply: see `disttrain.kernels`."""
     compute = native("conv2d_input")
     if compute is None or not applies_to(g, kernel) or g.ndim != 4 or kernel.ndim != 4 or kernel.shape[2] < _FEWEST:
         return None
@@ -52,14 +51,13 @@ def conv2d_input(
     if described is None or described[1] != g.shape:
         return None
     x = new_array(shape, out)
-    failed = compute(ctypes.addressof(described[0]), address(g), address(kernel), address(x))
-    return None if failed else x
+    return Launch(compute, (ctypes.byref(described[0]), address(g), address(kernel), address(x)), x)
 
 
 def conv2d_kernel(
     x: Array, g: Array, *, size: Pair, strides: Pair = (1, 1), padding: Padding, out: Array | None = None
-) -> Array | None:
-    """Return what the op `conv2d_kernel` returns, or None: see `disttrain.kernels`."""
+) -> Launch | None:
+    """Compute what the op `conv2d_kernel` returns; None where it does not apply: see `disttrain.kernels`."""
     compute = native("conv2d_kernel")
     if compute is None or not applies_to(x, g) or x.ndim != 4 or g.ndim != 4 or g.shape[3] < _FEWEST:
         return None
@@ -68,8 +66,7 @@ def conv2d_kernel(
     if described is None or described[1] != g.shape:
         return None
     kernel = new_array(shape, out)
-    failed = compute(ctypes.addressof(described[0]), address(x), address(g), address(kernel))
-    return None if failed else kernel
+    return Launch(compute, (ctypes.byref(described[0]), address(x), address(g), address(kernel)), kernel)
 
 
 @functools.lru_cache(maxsize=256)

@@ -4,7 +4,7 @@ import ctypes
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from disttrain.observe import log
 
 _POINTER, _NUMBER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
-# The arguments of each function of cpu/*.cpp; those of convolutions return whether memory was missing.
+# The arguments of each function of cpu/*.cpp.
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "conv2d": (_POINTER,) * 4,
     "conv2d_input": (_POINTER,) * 4,
@@ -31,7 +31,23 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "adam": (_NUMBER, *(_POINTER,) * 4, *(_FLOAT,) * 5),
     "where_positive": (_NUMBER, *(_POINTER,) * 3),
 }
-_RETURNS_ERROR = frozenset({"conv2d", "conv2d_input", "conv2d_kernel"})
+_MAY_LACK_MEMORY = frozenset({"conv2d", "conv2d_input", "conv2d_kernel"})
+
+
+class Launch(NamedTuple):
+    """A call of a kernel, prepared: ``function(*args)`` computes `output`, as often as it is called.
+
+    Its arguments point to arrays: whoever keeps it keeps those.
+    """
+
+    function: Any
+    args: tuple[Any, ...]
+    output: Array
+
+    def run(self) -> Array:
+        """Compute the output, and return it."""
+        self.function(*self.args)
+        return self.output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +100,16 @@ def load(path: Path) -> dict[str, Any]:
         raise BuildError(f"{path} cannot be loaded: {error}; remove it, and it is built again") from error
     for name, function in functions.items():
         function.argtypes = _SIGNATURES[name]
-        function.restype = ctypes.c_int if name in _RETURNS_ERROR else None
+        function.restype = ctypes.c_int if name in _MAY_LACK_MEMORY else None
+        if name in _MAY_LACK_MEMORY:
+            function.errcheck = _check_memory
     return functions
+
+
+def _check_memory(failed: Any, function: Any, _args: Any) -> Any:
+    if failed:
+        raise MemoryError(f"{function.__name__}: there is no memory for what it computes with")
+    return failed
 
 
 def native(name: str) -> Any:

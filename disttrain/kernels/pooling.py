@@ -5,7 +5,7 @@ import functools
 from typing import Any
 
 from disttrain.backend import Array
-from disttrain.kernels.library import address, applies_to, native, new_array
+from disttrain.kernels.library import Launch, address, applies_to, native, new_array
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -23,20 +23,20 @@ class _Windows(ctypes.Structure):
     )  # fmt: skip
 
 
-def max_pool2d(x: Array, **window: Any) -> Array | None:
-    """Return what the op `max_pool2d` returns, or None: see `disttrain.kernels`."""
+def max_pool2d(x: Array, **window: Any) -> Launch | None:
+    """Compute what the op `max_pool2d` returns; None where it does not apply: see `disttrain.kernels`."""
     return _pooled("max_pool2d", x, **window)
 
 
-def average_pool2d(x: Array, **window: Any) -> Array | None:
-    """Return what the op `average_pool2d` returns, or None: see `disttrain.kernels`."""
+def average_pool2d(x: Array, **window: Any) -> Launch | None:
+    """Compute what the op `average_pool2d` returns; None where it does not apply: see `disttrain.kernels`."""
     return _pooled("average_pool2d", x, **window)
 
 
 def put_at_maximum(
     g: Array, x: Array, *, size: Pair, strides: Pair, padding: Padding, out: Array | None = None
-) -> Array | None:
-    """Return what the op `_put_at_maximum` returns, or None: see `disttrain.kernels`."""
+) -> Launch | None:
+    """Compute what the op `_put_at_maximum` returns; None where it does not apply: see `disttrain.kernels`."""
     compute = native("put_at_maximum")
     if compute is None or not applies_to(g, x):
         return None
@@ -44,14 +44,13 @@ def put_at_maximum(
     if described is None or described[1] != g.shape:
         return None
     out = new_array(x.shape, out)
-    compute(ctypes.addressof(described[0]), address(g), address(x), address(out))
-    return out
+    return Launch(compute, (ctypes.byref(described[0]), address(g), address(x), address(out)), out)
 
 
 def spread(
     g: Array, *, shape: tuple[int, ...], size: Pair, strides: Pair, padding: Padding, out: Array | None = None
-) -> Array | None:
-    """Return what the op `_spread` returns, or None: see `disttrain.kernels`."""
+) -> Launch | None:
+    """Compute what the op `_spread` returns; None where it does not apply: see `disttrain.kernels`."""
     compute = native("spread")
     if compute is None or not applies_to(g):
         return None
@@ -59,13 +58,12 @@ def spread(
     if described is None or described[1] != g.shape:
         return None
     out = new_array(shape, out)
-    compute(ctypes.addressof(described[0]), address(g), address(out))
-    return out
+    return Launch(compute, (ctypes.byref(described[0]), address(g), address(out)), out)
 
 
 def _pooled(
     name: str, x: Array, *, size: Pair, strides: Pair, padding: Padding, out: Array | None = None
-) -> Array | None:
+) -> Launch | None:
     compute = native(name)
     if compute is None or not applies_to(x):
         return None
@@ -73,8 +71,7 @@ def _pooled(
     if described is None:
         return None
     y = new_array(described[1], out)
-    compute(ctypes.addressof(described[0]), address(x), address(y))
-    return y
+    return Launch(compute, (ctypes.byref(described[0]), address(x), address(y)), y)
 
 
 @functools.lru_cache(maxsize=256)

@@ -197,3 +197,11 @@ def test_importing_disttrain_loads_no_kernels():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert "misses=0" in done.stdout
+
+
+def test_memory_that_a_kernel_lacks_is_an_error():
+    function = library.chosen().functions.get("conv2d")
+    if function is None:
+        pytest.skip("no kernels here")
+    with pytest.raises(MemoryError, match="disttrain_conv2d"):
+        function.errcheck(1, function, ())

@@ -38,7 +38,7 @@ def arguments(shape):
 @EVERY_SHAPE
 def test_is_the_definition_in_float64_but_for_rounding(shape, instruction_set, guarded):
     for name, arrays, attributes, terms in arguments(shape):
-        got = getattr(convolution, name)(*map(guarded.copy, arrays), **attributes)
+        got = getattr(convolution, name)(*map(guarded.copy, arrays), **attributes).run()
         definition = getattr(ops, name).definition
         exact = definition(*[a.astype(float) for a in arrays], **attributes)
         sizes = definition(*[np.abs(a).astype(float) for a in arrays], **attributes)
@@ -52,9 +52,9 @@ def test_is_the_definition_in_float64_but_for_rounding(shape, instruction_set, g
 def test_the_bits_do_not_depend_on_alignment_or_on_the_call_before(shape, instruction_set, guarded):
     for name, arrays, attributes, _ in arguments(shape):
         compute = getattr(convolution, name)
-        first = compute(*arrays, **attributes)
+        first = compute(*arrays, **attributes).run()
         for shift in (0, 4, 36):
-            again = compute(*[guarded.copy(a, shift) for a in arrays], **attributes)
+            again = compute(*[guarded.copy(a, shift) for a in arrays], **attributes).run()
             assert again.tobytes() == first.tobytes(), name
 
 
@@ -62,9 +62,9 @@ def test_the_bits_do_not_depend_on_alignment_or_on_the_call_before(shape, instru
 def test_an_image_has_the_same_bits_in_any_batch(shape, instruction_set):
     for name, arrays, attributes, _ in arguments(shape)[:2]:
         compute = getattr(convolution, name)
-        whole = compute(*arrays, **attributes)
+        whole = compute(*arrays, **attributes).run()
         for n in {0, shape.images // 2, shape.images - 1} if shape.images else ():
-            alone = compute(arrays[0][n : n + 1], arrays[1], **attributes)
+            alone = compute(arrays[0][n : n + 1], arrays[1], **attributes).run()
             assert alone.tobytes() == whole[n : n + 1].tobytes(), name
 
 
@@ -81,7 +81,7 @@ def test_nan_and_infinity_reach_what_they_reach_in_the_definition(value, padding
         ("conv2d_input", (g, kernel), {"size": (6, 5), **window}),
         ("conv2d_kernel", (x, g), {"size": (3, 3), **window}),
     ]:
-        got = getattr(convolution, name)(*arrays, **attributes)
+        got = getattr(convolution, name)(*arrays, **attributes).run()
         with np.errstate(invalid="ignore"):
             expected = getattr(ops, name).definition(*arrays, **attributes)
         assert not np.isfinite(got).all()
@@ -93,7 +93,7 @@ def test_nan_in_the_kernel_reaches_at_least_what_it_reaches_in_the_definition(in
     g, kernel = numbers(1, 4, 4, 5), numbers(3, 3, 4, 5)
     kernel[0, 2, 1, 3] = np.nan
     # at borders the kernel multiplies by zeros what the definition leaves out
-    got = convolution.conv2d_input(g, kernel, size=(6, 6), padding=NONE)
+    got = convolution.conv2d_input(g, kernel, size=(6, 6), padding=NONE).run()
     expected = ops.conv2d_input.definition(g, kernel, size=(6, 6), padding=NONE)
     assert np.isnan(got[np.isnan(expected)]).all()
     assert np.isfinite(got[..., [0, 2, 3]]).all()
@@ -138,8 +138,8 @@ def test_the_op_computes_by_the_kernel(instruction_set, monkeypatch):
 
 def test_threads_that_compute_at_once_do_not_disturb_each_other(instruction_set):
     cases = [arguments(shape)[0] for shape in CONVOLUTIONS[5:9]] * 5
-    expected = [convolution.conv2d(*arrays, **attributes) for _, arrays, attributes, _ in cases]
+    expected = [convolution.conv2d(*arrays, **attributes).run() for _, arrays, attributes, _ in cases]
     with ThreadPoolExecutor(4) as pool:
-        got = list(pool.map(lambda case: convolution.conv2d(*case[1], **case[2]), cases))
+        got = list(pool.map(lambda case: convolution.conv2d(*case[1], **case[2]).run(), cases))
     for mine, alone in zip(got, expected, strict=True):
         np.testing.assert_array_equal(mine, alone)

@@ -74,7 +74,7 @@ def test_where_positive_is_the_definition_to_the_bit(length, instruction_set, gu
     special = np.array([np.nan, np.inf, -np.inf, 0, -0.0], np.float32)
     y[: len(special)] = special[:length]
     g[3 : 3 + len(special)] = special[: max(length - 3, 0)]
-    got = elementwise.where_positive(guarded.copy(g), guarded.copy(y))
+    got = elementwise.where_positive(guarded.copy(g), guarded.copy(y)).run()
     with np.errstate(invalid="ignore"):
         expected = definitions._where_positive.definition(g, y)
     np.testing.assert_array_equal(got, expected)
