@@ -35,7 +35,7 @@ class Metric(ABC):
 
     def result(self, sums: HostArray) -> Any:
         """Return the metric's value for all samples that were added: by default ``sums[0] / sums[1]``."""
-        return float(_ratio(sums[0], sums[1]))
+        return float(sums[0] / sums[1]) if sums[1] else 0.0
 
     def __call__(self, y_true: Any, y_pred: Any) -> Any:
         """Return the metric's value for these samples."""

@@ -35,13 +35,15 @@ def together(comm: Communicator, action: Callable[[], T]) -> T:
 
 
 def check_equal(
-    comm: Communicator, what: str, description: Any, remedy: str = "every rank must be given the same"
+    comm: Communicator, what: str, describe: Callable[[], Any], remedy: str = "every rank must be given the same"
 ) -> None:
     """Raise CommError on all ranks if their descriptions, JSON values, of `what` differ.
 
-    The message shows rank 0's and that of the first rank which differs from it.
+    The message shows rank 0's and that of the first rank which differs from it. A rank that is alone describes nothing.
     """
-    descriptions = comm.all_gather_json(description)
+    if comm.world_size == 1:
+        return
+    descriptions = comm.all_gather_json(describe())
     for rank, other in enumerate(descriptions):
         if other != descriptions[0]:
             ours, theirs = _first_difference(descriptions[0], other)

@@ -139,8 +139,11 @@ class Model(Layer):
             return training, None if held is None else self._batches(held[0], held[1], batch_size, shuffle=False)
 
         batches, validation = together(ranks, prepare)
-        held = [] if validation is None else [["validation_data", *part] for part in describe(validation)]
-        asked = [*describe(batches), *held, ["epochs", epochs], ["initial_epoch", initial_epoch]]
+
+        def asked() -> list[Any]:
+            held = [] if validation is None else [["validation_data", *part] for part in describe(validation)]
+            return [*describe(batches), *held, ["epochs", epochs], ["initial_epoch", initial_epoch]]
+
         check_equal(ranks, "what fit() was given", asked)
         history = History()
         progress = ProgressBar(batches, epochs, verbose=verbose if ranks.rank == 0 else 0)
@@ -163,7 +166,7 @@ class Model(Layer):
         """Take one step on a global batch, of which each rank takes its part; return loss and metrics of it."""
         ranks = comm.current()
         batches = together(ranks, lambda: self._batches(x, y, len(x), shuffle=False))
-        check_equal(ranks, "the batch", describe(batches, compared=2))  # once a step
+        check_equal(ranks, "the batch", lambda: describe(batches, compared=2))  # once a step
         replica = self._replica_among(ranks)
         return replica.logs(replica.train(batches.batch(0, 0)))
 
@@ -175,7 +178,7 @@ class Model(Layer):
         """
         ranks = comm.current()
         batches = together(ranks, lambda: self._batches(x, y, batch_size, shuffle=False))
-        check_equal(ranks, "the data to evaluate on", describe(batches))
+        check_equal(ranks, "the data to evaluate on", lambda: describe(batches))
         values = self._replica_among(ranks).evaluate(batches.epoch(0))
         if return_dict:
             return values
@@ -185,7 +188,7 @@ class Model(Layer):
         """Return the model's outputs for `x`, shape ``(samples, ...)``, on every rank; each computes a part."""
         ranks = comm.current()
         batches = together(ranks, lambda: Batches(x, batch_size=batch_size, shuffle=False, seed=0))
-        check_equal(ranks, "the data to predict for", describe(batches))
+        check_equal(ranks, "the data to predict for", lambda: describe(batches))
         mine = shard(len(batches.x), ranks.rank, ranks.world_size)
         largest = -(-len(batches.x) // ranks.world_size)
         with no_grad():

@@ -1,5 +1,6 @@
 """Replica: this rank's copy of a compiled model, which takes the same steps as the other ranks' copies."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -59,12 +60,11 @@ class Replica:
         self.optimizer = optimizer
         self.loss = loss
         self.metrics = metrics
-        layout = [[w.name, list(w.shape), str(w.dtype), w.requires_grad] for w in model.weights]
-        check_equal(comm, "the model", layout, "every rank must build the same model in the same order")
+        check_equal(comm, "the model", self._layout, "every rank must build the same model in the same order")
         optimizer.build([buffer.data for buffer in buffers])
         self.gradients = GradientSum(comm, buffers)
         broadcast_weights(comm, model.weights)
-        check_equal(comm, "the weights' digest", self.digest(), "a message was damaged on its way")
+        check_equal(comm, "the weights' digest", self.digest, "a message was damaged on its way")
         self.step = StaticStep(model, loss, self.gradients, static)
         self._state = _state(model)
         self.shapes: list[tuple[int, ...]] = []
@@ -106,7 +106,7 @@ class Replica:
         values: dict[str, Any] = {"loss": float(sums[0] / sums[1])}
         start = 2
         for metric, shape in zip(self.metrics, self.shapes, strict=True):
-            end = start + int(np.prod(shape))
+            end = start + math.prod(shape)
             values[metric.name] = metric.result(sums[start:end].reshape(shape))
             start = end
         return values
@@ -136,6 +136,9 @@ class Replica:
             CheckpointError: names the first array that is missing, too many, or of another shape.
         """
         copy_into(self.tensors(), tensors)
+
+    def _layout(self) -> list[Any]:
+        return [[w.name, list(w.shape), str(w.dtype), w.requires_grad] for w in self.model.weights]
 
     def _measure(self, batch: Batch, y_pred: Array, per_sample: Array) -> Sums:
         y_true, predicted, loss = to_host(batch.y), to_host(y_pred), to_host(per_sample)

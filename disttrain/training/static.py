@@ -44,7 +44,7 @@ class StaticStep:
         """Return the outputs and each sample's loss, arrays, with the gradients of their sum in their places."""
         assert batch.y is not None
         inputs = [batch.x, batch.y]
-        key = (*((a.shape, str(a.dtype)) for a in inputs), batch.global_size)
+        key = (*((a.shape, a.dtype) for a in inputs), batch.global_size)
         plan = self.plans.get(key)
         if plan is not None and key not in self._to_check:
             self.gradients.begin()
