@@ -191,7 +191,13 @@ class Call:
 
 
 class Op(Generic[P]):
-    """A function on arrays that records its calls. Made by the decorator `op`."""
+    """A function on arrays that records its calls. Made by the decorator `op`.
+
+    Attributes:
+        flops: ``flops(made, *given, **attributes)`` counts the floating-point operations of a call, a multiplication
+            and an addition being two, from what has the arrays' `shape` and `size`. By default one for each element
+            of the largest array.
+    """
 
     def __init__(self, function: Callable[P, Array]) -> None:
         self.definition = function
@@ -200,6 +206,7 @@ class Op(Generic[P]):
         self.name = function.__name__
         self.rule: Rule | None = None
         self.writer: Callable[..., Any] | None = None
+        self.flops: Callable[..., int] = _one_each
         self.is_elementwise = False
         self.may_view = False  # whether its output may be its first argument's memory in another shape
         self.is_in_place = False  # whether it changes its first argument, and returns it
@@ -290,6 +297,11 @@ class Op(Generic[P]):
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
+
+
+def _one_each(made: Any, *given: Any, **_attributes: Any) -> int:
+    """Return the floating-point operations of a call: one for each element of the largest array."""
+    return int(max(array.size for array in (made, *given) if hasattr(array, "size")))
 
 
 def op(function: Callable[P, Array]) -> Op[P]:

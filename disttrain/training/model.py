@@ -23,7 +23,7 @@ from disttrain.training.fit import Fit
 from disttrain.training.progress import ProgressBar
 from disttrain.training.replica import Replica, copy_into
 from disttrain.training.saving import read, write
-from disttrain.training.summary import show_plans, summarize
+from disttrain.training.summary import draw_plans, show_plans, summarize
 
 
 class Model(Layer):
@@ -245,10 +245,25 @@ class Model(Layer):
         if comm.current().rank == 0:
             summarize(self)
 
-    def plan(self) -> None:
-        """Print the plans of the training step: each call, its shapes, the bytes that it writes, and where."""
-        replica = self._replicas.get(comm.current())
-        show_plans({} if replica is None else replica.step.plans)
+    def plan(self, to_file: str | os.PathLike[str] | None = None) -> None:
+        """Print the plans of the training step: each call, its shapes, bytes, FLOPs, and where it writes; on rank 0.
+
+        Args:
+            to_file: draw how each plan uses its memory instead, to a file whose name ends with its format, as
+                ``plan.svg``; needs matplotlib.
+
+        Raises:
+            ConfigError: there is nothing to draw, or nothing to draw with.
+        """
+        ranks = comm.current()
+        if ranks.rank != 0:
+            return
+        replica = self._replicas.get(ranks)
+        plans = {} if replica is None else replica.step.plans
+        if to_file is None:
+            show_plans(plans)
+        else:
+            draw_plans(plans, to_file)
 
     def description(self) -> dict[str, Any]:
         """Return what is needed to make and compile this model again, as JSON values."""

@@ -3,7 +3,8 @@
 from typing import Any
 
 from disttrain.autodiff import Tensor, ops
-from disttrain.autodiff.plan import Plan, Trace
+from disttrain.autodiff.plan import Plan
+from disttrain.autodiff.trace import Trace
 from disttrain.backend import Array
 from disttrain.data import Batch
 from disttrain.data_parallel import GradientSum

@@ -5,7 +5,8 @@ import pytest
 
 from disttrain import Tensor, check_grads, ops
 from disttrain.autodiff.composite import composite
-from disttrain.autodiff.plan import Plan, Trace
+from disttrain.autodiff.plan import Plan
+from disttrain.autodiff.trace import Trace
 from disttrain.kernels.library import Launch
 from tests.autodiff.test_plan import nowhere, step_of
 

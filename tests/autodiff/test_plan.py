@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disttrain import Tensor, no_grad, ops
-from disttrain.autodiff.plan import Plan, Trace, _Block, _place
+from disttrain import Tensor, no_grad, op, ops
+from disttrain.autodiff.op import tracing
+from disttrain.autodiff.plan import Block, Plan, _place
+from disttrain.autodiff.trace import Trace
 from tests.autodiff.cases import CASES
 
 
@@ -107,7 +109,7 @@ def test_tracing_keeps_no_array_that_the_step_itself_lets_go():
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 20), st.integers(0, 20)), max_size=20))
 def test_blocks_in_use_at_the_same_time_do_not_overlap(spans):
-    blocks = [_Block(size=64 * n, first=min(a, b), last=max(a, b)) for n, a, b in spans]
+    blocks = [Block(size=64 * n, first=min(a, b), last=max(a, b)) for n, a, b in spans]
     size = _place(blocks)
     at_once = [sum(b.size for b in blocks if b.first <= t <= b.last) for t in range(21)]
     assert max(at_once, default=0) <= size <= sum(b.size for b in blocks)
@@ -126,3 +128,56 @@ def test_arrays_that_do_not_live_together_share_memory():
     plan = planned(step_of(function), [np.ones((50, 50))])
     # forward needs each tanh until backward; everything else is short-lived
     assert 20 * 50 * 50 * 8 <= plan.arena_bytes < plan.computed_bytes / 2
+
+
+@pytest.mark.parametrize("view", [lambda t: t.reshape(6, 2), lambda t: t.transpose()], ids=["reshape", "transpose"])
+def test_a_gradient_that_is_a_reshaped_array_is_computed_in_its_place(view):
+    weight = Tensor(np.arange(12.0).reshape(4, 3), requires_grad=True, name="weight")
+    home = np.zeros((4, 3))
+
+    def deliver(leaf, gradient):
+        if leaf is weight:
+            tracing.get().deliver(leaf, gradient)
+
+    def step(x):
+        held = view(weight)
+        (Tensor(x) @ held.reshape(6, 2)).sum().backward(deliver=deliver)
+        return []
+
+    traces = []
+    for _ in range(2):
+        given = np.ones((5, 6))
+        traces.append(Trace([given], [weight]))
+        with traces[-1].running() as results:
+            results.extend(step(given))
+    finals = []
+    plan = Plan(traces[1], home=lambda parameter: home, final=finals.append)
+    x = np.random.default_rng(0).standard_normal((5, 6))
+    plan.run([x])
+    assert finals == [weight]
+    np.testing.assert_allclose(home, _gradient(weight, view, x), rtol=1e-12)
+    in_place = any(row.where == "gradient" for row in plan.rows())
+    assert in_place == (view(weight).shape == (6, 2))
+
+
+def _gradient(weight, view, x):
+    weight.grad = None
+    (Tensor(x) @ view(weight).reshape(6, 2)).sum().backward()
+    return weight.grad
+
+
+def test_rows_count_one_operation_an_element_unless_the_op_knows_better():
+    @op
+    def expensive(x):
+        return x + 1
+
+    @expensive.vjp
+    def _(g, _y, _x):
+        return (g,)
+
+    expensive.flops = lambda made, x, **_: 100 * x.size + made.size
+    plan = planned(step_of(lambda t: expensive(t).reshape(6) * 2), [np.ones((2, 3))])
+    flops = {row.name: row.flops for row in plan.rows()}
+    assert flops["expensive"] == 606
+    assert flops["multiply"] == 6
+    assert flops["reshape"] == 0

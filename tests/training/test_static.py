@@ -1,6 +1,7 @@
 """A model trains to the same bits by a plan as eagerly, on any number of ranks; what cannot be planned is said."""
 
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -164,8 +165,24 @@ def test_the_plan_can_be_printed(capsys):
     model.fit(x, y, batch_size=11, verbose=0)
     model.plan()
     printed = capsys.readouterr().out
-    for part in ("conv2d", "_matmul", "gradient of", "dense/kernel", "Arena:"):
+    for part in ("conv2d", "_matmul", "gradient of", "dense/kernel", "GFLOP", "Arena:"):
         assert part in printed
+
+
+def test_the_plan_can_be_drawn(tmp_path, monkeypatch):
+    x, y = images()
+    model = convolutional()
+    model.compile("adam", "sparse_categorical_crossentropy")
+    with pytest.raises(ConfigError, match="no plan"):
+        model.plan(to_file=tmp_path / "plan.svg")
+    model.fit(x, y, batch_size=11, verbose=0)
+    model.plan(to_file=tmp_path / "plan.svg")
+    drawn = (tmp_path / "plan.svg").read_text()
+    blocks = next(iter(model._replicas.values())).step.plans.values()
+    assert drawn.count("PolyCollection") == sum(len(plan.blocks) for plan in blocks)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ConfigError, match=r"pip install disttrain\[plot\]"):
+        model.plan(to_file=tmp_path / "plan.svg")
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
