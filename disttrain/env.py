@@ -7,11 +7,14 @@ from pathlib import Path
 
 import platformdirs
 
+from disttrain.errors import ConfigError
+
 TRANSPORT = "DISTTRAIN_TRANSPORT"
 JOB_DIR = "DISTTRAIN_JOB_DIR"
 BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 DATA_DIR = "DISTTRAIN_DATA"
 KERNELS = "DISTTRAIN_KERNELS"
+THREADS = "DISTTRAIN_THREADS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,18 @@ def data_dir(environ: Mapping[str, str] = os.environ) -> Path:
 def kernels(environ: Mapping[str, str] = os.environ) -> str:
     """Return which kernels ``DISTTRAIN_KERNELS`` asks for; empty: the best that there are."""
     return environ.get(KERNELS, "")
+
+
+def threads(environ: Mapping[str, str] = os.environ) -> int | None:
+    """Return how many threads ``DISTTRAIN_THREADS`` gives a worker; None where it is not set.
+
+    Raises:
+        ConfigError: it is not a whole number of at least 1.
+    """
+    asked = environ.get(THREADS, "")
+    if asked and not (asked.isdecimal() and int(asked) >= 1):
+        raise ConfigError(f"{THREADS}={asked}: expected the number of threads of a worker, 1 or more")
+    return int(asked) if asked else None
 
 
 def has_blas_threads(environ: Mapping[str, str] = os.environ) -> bool:

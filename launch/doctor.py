@@ -88,6 +88,7 @@ def _cpu() -> dict[str, Any]:
 def _kernels() -> dict[str, Any]:
     choice = chosen()
     facts: dict[str, Any] = {"used": choice.name, "possible": [each.name for each in runnable(cpu_flags())]}
+    facts["threads"] = env.threads() or 1
     if choice.path:
         facts["library"] = str(choice.path)
     if choice.reason:

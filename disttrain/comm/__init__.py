@@ -97,15 +97,16 @@ def _transports() -> list[str]:
 
 
 def _divide_cores(comm: Communicator) -> None:
-    """Limit the threads of BLAS to this rank's part of the cores that it may use."""
+    """Limit the threads of BLAS to what the job asks for, or to this rank's part of the cores that it may use."""
     cores = os.sched_getaffinity(0)
     # Not the number of local ranks: a launcher may have bound each of them to cores of its own.
     places = comm.all_gather_json([platform.node(), sorted(cores)])
     sharing = sum(node == platform.node() and not cores.isdisjoint(those) for node, those in places)
-    if sharing == 1 or env.has_blas_threads():
+    asked = env.threads()
+    if asked is None and (sharing == 1 or env.has_blas_threads()):
         return
     from threadpoolctl import threadpool_limits
 
-    threads = max(1, len(cores) // sharing)
+    threads = asked or max(1, len(cores) // sharing)
     threadpool_limits(limits=threads, user_api="blas")
     log.debug("%d ranks share %d cores: BLAS uses %d thread(s)", sharing, len(cores), threads)

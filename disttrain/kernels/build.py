@@ -22,7 +22,8 @@ SOURCES = Path(__file__).with_name("cpu")
 # errno and floating-point exceptions are not looked at. A product and a sum become one operation only where the source
 # says so: elementwise kernels round as NumPy does.
 OPTIONS = (
-    "-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi",
+    "-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
+    "-Wno-psabi",
 )  # fmt: skip
 
 _TIMEOUT_S = 120

@@ -29,6 +29,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "momentum": (_NUMBER, *(_POINTER,) * 3, *(_FLOAT,) * 2),
     "nesterov": (_NUMBER, *(_POINTER,) * 3, *(_FLOAT,) * 2),
     "adam": (_NUMBER, *(_POINTER,) * 4, *(_FLOAT,) * 5),
+    "set_threads": (_NUMBER,),
     "where_positive": (_NUMBER, *(_POINTER,) * 3),
 }
 _MAY_LACK_MEMORY = frozenset({"conv2d", "conv2d_input", "conv2d_kernel"})
@@ -72,14 +73,17 @@ def chosen() -> Choice:
     """Return what computes here; builds and loads it at the first call.
 
     Raises:
-        ConfigError: ``DISTTRAIN_KERNELS`` names what there is not, or what this CPU cannot run.
+        ConfigError: ``DISTTRAIN_KERNELS`` names what there is not, or what this CPU cannot run; ``DISTTRAIN_THREADS``
+            is no number of threads.
     """
     instruction_set = choose(env.kernels(), cpu_flags())
     if instruction_set is None:
         return Choice(name=NUMPY, functions={})
     try:
         path = build(instruction_set)
-        return Choice(name=instruction_set.name, path=path, functions=load(path))
+        functions = load(path)
+        functions["set_threads"](env.threads() or 1)
+        return Choice(name=instruction_set.name, path=path, functions=functions)
     except BuildError as error:
         # once on a node, not once a rank
         say = log.warning if env.place().local_rank == 0 else log.debug

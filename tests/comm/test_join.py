@@ -119,6 +119,15 @@ def test_blas_gets_this_ranks_part_of_the_cores(monkeypatch, places, limit, chos
         assert blas_threads() == (before if limit is None or chosen else {limit})
 
 
+def test_the_threads_that_the_job_asks_for_are_those_of_blas(monkeypatch):
+    if not blas_threads():
+        pytest.skip("threadpoolctl does not know the BLAS of this NumPy")
+    monkeypatch.setenv(env.THREADS, "1")
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        dt_comm._divide_cores(LocalCommunicator(rank=0, world_size=1, local_rank=0))
+        assert blas_threads() == {1}
+
+
 def test_a_number_of_blas_threads_is_seen_in_the_environment():
     assert not env.has_blas_threads({"OMP_NUM_THREADS": ""})
     assert env.has_blas_threads({"OMP_NUM_THREADS": "4"})

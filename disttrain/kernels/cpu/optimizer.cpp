@@ -12,38 +12,51 @@
 // Sources: Keras 3; Kingma & Ba, "Adam: a method for stochastic optimization", 2014.
 
 #include <cmath>
-#include <cstdint>
+
+#include "parallel.h"
+
+using namespace disttrain;
+
+constexpr int64_t LEAST = 1 << 15;  // elements of a thread
 
 extern "C" {
 
 void disttrain_sgd(int64_t n, float* w, const float* g, float rate) {
-    for (int64_t i = 0; i < n; i++) w[i] += g[i] * -rate;
+    parallel(n, LEAST, [=](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) w[i] += g[i] * -rate;
+    });
 }
 
 void disttrain_momentum(int64_t n, float* w, const float* g, float* v, float rate, float momentum) {
-    for (int64_t i = 0; i < n; i++) {
-        v[i] = v[i] * momentum + g[i] * -rate;
-        w[i] += v[i];
-    }
+    parallel(n, LEAST, [=](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) {
+            v[i] = v[i] * momentum + g[i] * -rate;
+            w[i] += v[i];
+        }
+    });
 }
 
 void disttrain_nesterov(int64_t n, float* w, const float* g, float* v, float rate, float momentum) {
-    for (int64_t i = 0; i < n; i++) {
-        float change = g[i] * -rate;
-        v[i] = v[i] * momentum + change;
-        w[i] += change + momentum * v[i];
-    }
+    parallel(n, LEAST, [=](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) {
+            float change = g[i] * -rate;
+            v[i] = v[i] * momentum + change;
+            w[i] += change + momentum * v[i];
+        }
+    });
 }
 
 void disttrain_adam(int64_t n, float* w, const float* g, float* m, float* v, float rate, float keep, float a,
                            float b, float epsilon) {
-    for (int64_t i = 0; i < n; i++) {
-        float mean = m[i] + (g[i] - m[i]) * a;
-        float square = v[i] + (g[i] * g[i] - v[i]) * b;
-        m[i] = mean;
-        v[i] = square;
-        w[i] = w[i] * keep - mean / (std::sqrt(square) + epsilon) * rate;
-    }
+    parallel(n, LEAST, [=](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) {
+            float mean = m[i] + (g[i] - m[i]) * a;
+            float square = v[i] + (g[i] * g[i] - v[i]) * b;
+            m[i] = mean;
+            v[i] = square;
+            w[i] = w[i] * keep - mean / (std::sqrt(square) + epsilon) * rate;
+        }
+    });
 }
 
 }  // extern "C"

@@ -16,6 +16,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "parallel.h"
 #include "vector.h"
 
 using namespace disttrain;
@@ -144,6 +145,13 @@ template <typename Each> void for_windows(const Windows& w, int64_t n, Each each
         }
 }
 
+// Calls `each` for all images, divided among threads.
+template <typename Each> void for_images(const Windows& w, Each each) {
+    parallel(w.images, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; n++) each(n);
+    });
+}
+
 int64_t image_size(const Windows& w) { return w.height * w.width * w.channels; }
 
 }  // namespace
@@ -151,7 +159,7 @@ int64_t image_size(const Windows& w) { return w.height * w.width * w.channels; }
 extern "C" {
 
 void disttrain_max_pool2d(const Windows* w, const float* x, float* y) {
-    for (int64_t n = 0; n < w->images; n++) {
+    for_images(*w, [=](int64_t n) {
         const float* image = x + n * image_size(*w);
         for_windows(*w, n, [&](const Window& at, int64_t to, auto side) {
             for_channels(*w, [&](int64_t c, auto kind) {
@@ -159,11 +167,11 @@ void disttrain_max_pool2d(const Windows* w, const float* x, float* y) {
                 Lanes<T>::put(y + to + c, maximum<T, decltype(side)::value>(*w, at, image + c));
             });
         });
-    }
+    });
 }
 
 void disttrain_put_at_maximum(const Windows* w, const float* g, const float* x, float* out) {
-    for (int64_t n = 0; n < w->images; n++) {
+    for_images(*w, [=](int64_t n) {
         const float* image = x + n * image_size(*w);
         float* into = out + n * image_size(*w);
         std::fill(into, into + image_size(*w), 0.0f);
@@ -172,11 +180,11 @@ void disttrain_put_at_maximum(const Windows* w, const float* g, const float* x, 
                 put_one<decltype(kind), decltype(side)::value>(*w, at, image + c, g + from + c, into + c);
             });
         });
-    }
+    });
 }
 
 void disttrain_average_pool2d(const Windows* w, const float* x, float* y) {
-    for (int64_t n = 0; n < w->images; n++) {
+    for_images(*w, [=](int64_t n) {
         const float* image = x + n * image_size(*w);
         for_windows(*w, n, [&](const Window& at, int64_t to, auto) {
             float elements = static_cast<float>(at.elements());
@@ -185,11 +193,11 @@ void disttrain_average_pool2d(const Windows* w, const float* x, float* y) {
                 Lanes<T>::put(y + to + c, total<T>(*w, at, image + c) / Lanes<T>::all(elements));
             });
         });
-    }
+    });
 }
 
 void disttrain_spread(const Windows* w, const float* g, float* out) {
-    for (int64_t n = 0; n < w->images; n++) {
+    for_images(*w, [=](int64_t n) {
         float* into = out + n * image_size(*w);
         std::fill(into, into + image_size(*w), 0.0f);
         for_windows(*w, n, [&](const Window& at, int64_t from, auto) {
@@ -199,7 +207,7 @@ void disttrain_spread(const Windows* w, const float* g, float* out) {
                 spread_one(*w, at, L::get(g + from + c) / L::all(elements), into + c);
             });
         });
-    }
+    });
 }
 
 }  // extern "C"

@@ -1,0 +1,78 @@
+"""Any number of threads computes the same bits; threads of the program, and forked processes, may use them too."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from disttrain import env, ops
+from disttrain.autodiff.ops import elementwise
+from disttrain.errors import ConfigError
+from disttrain.kernels import library
+from disttrain.optimizers import SGD, Adam
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def threads(instruction_set):
+    """Return the function that sets how many threads compute."""
+    yield library.native("set_threads")
+    library.native("set_threads")(1)
+
+
+def numbers(*shape):
+    return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
+
+
+def results():
+    """Return what kernels compute that divide their work; sizes for more than a thread, and odd ones."""
+    window = {"size": (2, 2), "strides": (1, 2), "padding": ((0, 1), (1, 0))}
+    x = numbers(7, 9, 8, 19)
+    pooled = ops.max_pool2d(x, **window)
+    made = [pooled, ops.average_pool2d(x, **window), elementwise._where_positive(numbers(100_003), numbers(100_003))]
+    for optimizer in (SGD(0.1), SGD(0.1, 0.9), SGD(0.1, 0.9, nesterov=True), Adam(0.1)):
+        w = numbers(100_001)
+        optimizer.apply([w * 2], [w])
+        made.append(w)
+    return made
+
+
+@pytest.mark.parametrize("number", [2, 3, 8])
+def test_the_bits_do_not_depend_on_the_number_of_threads(number, threads):
+    expected = results()
+    threads(number)
+    for _ in range(3):
+        for got, alone in zip(results(), expected, strict=True):
+            np.testing.assert_array_equal(got, alone)
+
+
+def test_threads_of_the_program_share_them(threads):
+    expected = results()
+    threads(2)
+    with ThreadPoolExecutor(4) as pool:
+        for made in pool.map(lambda _: results(), range(12)):
+            for got, alone in zip(made, expected, strict=True):
+                np.testing.assert_array_equal(got, alone)
+
+
+def test_a_forked_process_starts_its_own(threads):
+    threads(2)
+    expected = results()
+    child = os.fork()
+    if child == 0:
+        same = all(np.array_equal(a, b) for a, b in zip(results(), expected, strict=True))
+        os._exit(0 if same else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("asked", ["0", "-1", "two", "1.5"])
+def test_no_number_of_threads_is_an_error(asked):
+    with pytest.raises(ConfigError, match=rf"DISTTRAIN_THREADS={asked}: expected the number of threads"):
+        env.threads({env.THREADS: asked})
+
+
+def test_a_number_of_threads_is_read():
+    assert env.threads({}) is None
+    assert env.threads({env.THREADS: "3"}) == 3
