@@ -1,28 +1,36 @@
-"""Kernels are compiled on first use, by the system's C++ compiler, into a cache that many ranks may share at once."""
+"""Kernels are compiled by the system's C++ compiler: at installation, else on first use, into a cache.
+
+Many ranks may share the cache at once.
+"""
 
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import platformdirs
 from filelock import FileLock
 
+from disttrain import env
 from disttrain.errors import DisttrainError
-from disttrain.kernels.instruction_sets import RELEVANT_FLAGS, InstructionSet, cpu_flags
+from disttrain.kernels.instruction_sets import RELEVANT_FLAGS, InstructionSet, choose, cpu_flags
 from disttrain.observe import log
 
 SOURCES = Path(__file__).with_name("cpu")
+INSTALLED = Path(__file__).with_name("installed")
 
 # No -ffast-math: NaN must stay NaN, sums keep their order, and denormal numbers their value. These two change no value:
 # errno and floating-point exceptions are not looked at. A product and a sum become one operation only where the source
 # says so: elementwise kernels round as NumPy does.
 OPTIONS = (
-    "-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
+    "-std=c++17", "-O3", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
     "-Wno-psabi",
 )  # fmt: skip
 
@@ -39,9 +47,9 @@ def cache_dir() -> Path:
 
 
 def build(instruction_set: InstructionSet, folder: Path | None = None) -> Path:
-    """Return the library of all kernels for `instruction_set`, after compiling it where it is not in `folder` yet.
+    """Return the library of all kernels for `instruction_set`: what came with the installation, else from `folder`.
 
-    Any number of processes may do so at once: one compiles, the others wait.
+    Compiles it where it is in neither. Any number of processes may do so at once: one compiles, the others wait.
 
     Args:
         instruction_set: to compile for.
@@ -51,9 +59,17 @@ def build(instruction_set: InstructionSet, folder: Path | None = None) -> Path:
         BuildError: there is no compiler, it fails, or the cache cannot be written; says which.
     """
     folder = folder or cache_dir()
-    compiler = _compiler()
-    command = [*compiler, *OPTIONS, *instruction_set.options]
-    library = folder / f"{instruction_set.name}-{_key(command, _version(compiler))}.so"
+    name = _name(instruction_set)
+    if (INSTALLED / f"{name}.so").exists():
+        return INSTALLED / f"{name}.so"
+    try:
+        compiler = _compiler()
+        library = folder / f"{name}-{_key([*compiler, _version(compiler), *sorted(cpu_flags() & RELEVANT_FLAGS)])}.so"
+    except BuildError:
+        built = sorted(folder.glob(f"{name}-*.so"))  # by a compiler that was here once, or is elsewhere
+        if built:
+            return built[0]
+        raise
     try:
         if library.exists():
             return library
@@ -61,13 +77,32 @@ def build(instruction_set: InstructionSet, folder: Path | None = None) -> Path:
         with FileLock(library.with_suffix(".lock"), timeout=_TIMEOUT_S):
             if not library.exists():
                 start = time.perf_counter()
-                _compile(command, library)
+                _compile(compiler, instruction_set, library)
                 log.info(
                     "built kernels for %s with %s in %.1f s: %s",
                     instruction_set.name, shlex.join(compiler), time.perf_counter() - start, library,
                 )  # fmt: skip
     except OSError as error:
         raise BuildError(f"the cache {folder} cannot be used: {error}") from error
+    return library
+
+
+def install() -> Path | None:
+    """Compile the kernels that this machine would choose into the package; return the library, or None for NumPy.
+
+    Raises:
+        BuildError: there is no compiler, or it fails.
+        ConfigError: as of `choose`.
+    """
+    instruction_set = choose(env.kernels(), cpu_flags())
+    if instruction_set is None:
+        return None
+    compiler = _compiler()
+    INSTALLED.mkdir(exist_ok=True)
+    for old in INSTALLED.glob("*.so"):
+        old.unlink()
+    library = INSTALLED / f"{_name(instruction_set)}.so"
+    _compile(compiler, instruction_set, library)
     return library
 
 
@@ -84,21 +119,32 @@ def _version(compiler: list[str]) -> str:
     return _run([*compiler, "--version"])
 
 
-def _key(command: list[str], version: str) -> str:
-    """Return what tells apart libraries that differ: by sources, command, compiler and CPU."""
-    made = hashlib.sha256()
-    for path in sorted(SOURCES.iterdir()):
-        made.update(f"{path.name}\n{path.read_text()}\n".encode())
-    made.update("\n".join([*command, version, *sorted(cpu_flags() & RELEVANT_FLAGS)]).encode())
-    return made.hexdigest()[:16]
+def _name(instruction_set: InstructionSet) -> str:
+    """Return what a library is called that these sources make: another for each change of them."""
+    sources = [f"{path.name}\n{path.read_text()}" for path in sorted(SOURCES.iterdir())]
+    made = _key([*sources, *OPTIONS, *instruction_set.options, platform.machine()])
+    return f"{instruction_set.name}-{made}"
 
 
-def _compile(command: list[str], library: Path) -> None:
+def _key(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _compile(compiler: list[str], instruction_set: InstructionSet, library: Path) -> None:
     """Compile all sources to `library`, which appears whole or not at all."""
+    command = [*compiler, *OPTIONS, *instruction_set.options]
     # beside the library, since a rename is one step within a file system only
     with tempfile.TemporaryDirectory(prefix=f".{library.stem}.", dir=library.parent) as scratch:
         made = Path(scratch, library.name)
-        _run([*command, *sorted(map(str, SOURCES.glob("*.cpp"))), "-o", str(made)])
+        sources = sorted(map(str, SOURCES.glob("*.cpp")))
+        objects = [str(Path(scratch, f"{Path(source).stem}.o")) for source in sources]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(
+                pool.map(
+                    lambda pair: _run([*command, "-c", pair[0], "-o", pair[1]]), zip(sources, objects, strict=True)
+                )
+            )
+        _run([*command, "-shared", *objects, "-o", str(made)])
         if not made.exists():
             raise BuildError(f"{shlex.join(command)} ended well and wrote nothing")
         with made.open("rb") as file:

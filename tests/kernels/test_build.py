@@ -26,6 +26,7 @@ POOL = {"size": (2, 2), "strides": (2, 2), "padding": ((0, 0), (0, 0))}
 @pytest.fixture(autouse=True)
 def _fresh_choice(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(builder, "INSTALLED", tmp_path / "installed")
     monkeypatch.delenv(KERNELS, raising=False)
     library.chosen.cache_clear()
     yield
@@ -97,8 +98,9 @@ def test_flags_are_those_of_cpuinfo(tmp_path):
 def test_four_processes_that_start_at_once_build_one_library(tmp_path):
     # all wait until all are there; then each builds, loads and computes
     script = (
-        "import sys, time, pathlib, numpy as np; from disttrain import ops; from disttrain.kernels import library\n"
-        "folder = pathlib.Path(sys.argv[1]); (folder / sys.argv[2]).touch()\n"
+        "import sys, time, pathlib, numpy as np; from disttrain import ops\n"
+        "from disttrain.kernels import build, library\n"
+        "folder = pathlib.Path(sys.argv[1]); (folder / sys.argv[2]).touch(); build.INSTALLED = folder\n"
         "while len(list(folder.iterdir())) < 4: time.sleep(0.001)\n"
         "x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)\n"
         "y = ops.max_pool2d(x, size=(2, 2), strides=(2, 2), padding=((0, 0), (0, 0)))\n"
@@ -136,8 +138,38 @@ def test_a_library_is_built_once_and_again_when_something_changes(tmp_path, monk
     ):
         with monkeypatch.context() as changed:
             change(changed)
-            changed.setattr(builder, "_compile", lambda _, path: path.touch())
+            changed.setattr(builder, "_compile", lambda _compiler, _instruction_set, path: path.touch())
             assert build(PORTABLE, tmp_path) != first
+
+
+@pytest.mark.usefixtures("_compiler")
+def test_what_was_built_at_installation_serves_without_a_compiler_until_sources_change(tmp_path, monkeypatch):
+    monkeypatch.setenv(KERNELS, "portable")
+    old = tmp_path / "installed" / "portable-old.so"
+    old.parent.mkdir()
+    old.touch()
+    library = builder.install()
+    assert list(old.parent.iterdir()) == [library]
+    monkeypatch.setenv("CXX", "/bin/false")
+    assert build(PORTABLE, tmp_path) == library
+    pooled()
+    with monkeypatch.context() as changed:
+        changed.setattr(builder, "OPTIONS", (*builder.OPTIONS, "-DOTHER"))
+        with pytest.raises(BuildError, match="/bin/false"):
+            build(PORTABLE, tmp_path)
+
+
+def test_nothing_is_built_at_installation_for_numpy(tmp_path, monkeypatch):
+    monkeypatch.setenv(KERNELS, "numpy")
+    assert builder.install() is None
+    assert not (tmp_path / "installed").exists()
+
+
+@pytest.mark.usefixtures("_compiler")
+def test_a_library_in_the_cache_serves_when_the_compiler_is_gone(tmp_path, monkeypatch):
+    library = build(PORTABLE, tmp_path)
+    monkeypatch.setenv("CXX", "c++-99")
+    assert build(PORTABLE, tmp_path) == library
 
 
 def refused(caplog):
