@@ -10,7 +10,7 @@ import numpy as np
 
 from disttrain import comm, losses, optimizers
 from disttrain.autodiff import no_grad
-from disttrain.backend import seed
+from disttrain.backend import seed, to_host
 from disttrain.data import Batches, shard
 from disttrain.data_parallel import FlatBuffer, flatten
 from disttrain.errors import ConfigError, DataError
@@ -23,6 +23,7 @@ from disttrain.training.fit import Fit
 from disttrain.training.progress import ProgressBar
 from disttrain.training.replica import Replica, copy_into
 from disttrain.training.saving import read, write
+from disttrain.training.static import StaticPrediction
 from disttrain.training.summary import draw_plans, show_plans, summarize
 
 
@@ -196,13 +197,14 @@ class Model(Layer):
                 self(batches.x[:0], training=False)
             if self._loss is not None:
                 self._replica_among(ranks).share_state()
-            own = [
-                self(batches.x[start : min(start + batch_size, mine.stop)], training=False).numpy()
-                for start in range(mine.start, mine.stop, batch_size)
-            ] or [self(batches.x[:0], training=False).numpy()]
-        outputs = np.concatenate(own)
-        padded = np.zeros((largest, *outputs.shape[1:]), outputs.dtype)
-        padded[: len(outputs)] = outputs
+        self._prediction.replay.check_again()
+        padded = None
+        # a rank without samples computes none of them, for their shape
+        for start in range(mine.start, mine.stop, batch_size) or [mine.stop]:
+            outputs = self._prediction.run(batches.x[start : min(start + batch_size, mine.stop)])
+            if padded is None:
+                padded = np.zeros((largest, *outputs.shape[1:]), outputs.dtype)
+            padded[start - mine.start :][: len(outputs)] = to_host(outputs)
         gathered = ranks.all_gather(padded)
         parts = [shard(len(batches.x), rank, ranks.world_size) for rank in range(ranks.world_size)]
         return np.concatenate([g[: part.stop - part.start] for g, part in zip(gathered, parts, strict=True)])
@@ -259,7 +261,7 @@ class Model(Layer):
         if ranks.rank != 0:
             return
         replica = self._replicas.get(ranks)
-        plans = {} if replica is None else replica.step.plans
+        plans = {} if replica is None else replica.step.replay.plans
         if to_file is None:
             show_plans(plans)
         else:
@@ -303,6 +305,7 @@ class Model(Layer):
         return batches
 
     def _forget_replicas(self) -> None:
+        self._prediction = StaticPrediction(self, self._static)
         self._buffers: list[FlatBuffer] | None = None
         self._replicas: WeakKeyDictionary[comm.Communicator, Replica] = WeakKeyDictionary()
 

@@ -1,8 +1,9 @@
-"""A training step that becomes static: eager until two of one shape made the same calls, a plan from then on."""
+"""What a model computes becomes static: eager until two runs of one shape made the same calls, a plan from then on."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from disttrain.autodiff import Tensor, ops
+from disttrain.autodiff import Tensor, no_grad, ops
 from disttrain.autodiff.plan import Plan
 from disttrain.autodiff.trace import Trace
 from disttrain.backend import Array
@@ -13,65 +14,64 @@ from disttrain.layers import Layer
 from disttrain.losses import Loss
 from disttrain.observe import log
 
-_MOST_DIFFERENCES = 3  # between a step and the next of its shape; a first one may fill a cache
+_MOST_DIFFERENCES = 3  # between a run and the next of its shape; a first one may fill a cache
 _MOST_SHAPES = 8  # of batches; with more, each is too rare for a plan to pay
 
 
-class StaticStep:
-    """Forward, loss and backward of one batch: by a plan where there is one.
+class Replay:
+    """Plans of a computation, by the shapes of what it is given.
 
     Args:
-        model: built.
-        loss: of a sample.
-        gradients: where gradients go.
+        what: it is, for messages.
+        model: whose weights it uses; they keep their memory.
         static: ``"auto"``: as a plan where that is possible; True: it must be; False: never.
+        home: gives the place of a parameter's gradient, if there are any.
+        final: called when it is there.
 
     Attributes:
-        plans: by the shapes and dtypes of the batch.
+        plans: by key.
     """
 
-    def __init__(self, model: Layer, loss: Loss, gradients: GradientSum, static: bool | str) -> None:
+    def __init__(
+        self,
+        what: str,
+        model: Layer,
+        static: bool | str,
+        *,
+        home: Callable[[Any], Array] = lambda parameter: None,
+        final: Callable[[Any], None] = lambda parameter: None,
+    ) -> None:
+        self.what = what
         self.model = model
-        self.loss = loss
-        self.gradients = gradients
         self.static = static
         self.plans: dict[Any, Plan] = {}
+        self._home = home
+        self._final = final
         self._traces: dict[Any, Trace] = {}
         self._to_check: set[Any] = set()
         self._differences = 0
         self._stays_eager = static is False
 
-    def run(self, batch: Batch) -> tuple[Array, Array]:
-        """Return the outputs and each sample's loss, arrays, with the gradients of their sum in their places."""
-        assert batch.y is not None
-        inputs = [batch.x, batch.y]
-        key = (*((a.shape, a.dtype) for a in inputs), batch.global_size)
-        plan = self.plans.get(key)
-        if plan is not None and key not in self._to_check:
-            self.gradients.begin()
-            outputs = plan.run(inputs)
-            self.gradients.finish()
-            return outputs[0], outputs[1]
+    def plan(self, key: Any) -> Plan | None:
+        """Return the plan for `key`, if there is one to rely on."""
+        return None if key in self._to_check else self.plans.get(key)
+
+    def run(self, key: Any, inputs: Sequence[Array], eager: Callable[[], Sequence[Array]]) -> Sequence[Array]:
+        """Return the results of `eager`, after learning what it does."""
         if self._stays_eager or (key not in self._traces and len(self._traces) == _MOST_SHAPES):
-            return self._eager(batch)
+            return eager()
         trace = Trace(inputs, self.model.weights)
         with trace.running() as results:
-            results.extend(self._eager(batch))
+            results.extend(eager())
         self._compare(key, trace)
-        return results[0], results[1]
+        return results
 
     def check_again(self) -> None:
-        """Take the next step of each shape eagerly, and see whether the plan still is what it does.
+        """Run the next of each shape eagerly, and see whether the plan still is what it does.
 
-        A callback may have changed a layer, and a plan knows what it was.
+        Somebody may have changed a layer, and a plan knows what it was.
         """
         self._to_check = set(self.plans)
-
-    def _eager(self, batch: Batch) -> tuple[Array, Array]:
-        y_pred = self.model(batch.x)
-        per_sample = self.loss.per_sample(Tensor(batch.y), y_pred)
-        self.gradients.backward(ops.sum(per_sample) / batch.global_size)
-        return y_pred.data, per_sample.data
 
     def _compare(self, key: Any, trace: Trace) -> None:
         """Make a plan of a trace if it is as the one before it of the same shape."""
@@ -82,12 +82,70 @@ class StaticStep:
         reason = earlier.difference(trace)
         if not reason:
             if key not in self.plans:
-                self.plans[key] = Plan(trace, home=self.gradients.home, final=self.gradients.final)
+                self.plans[key] = Plan(trace, home=self._home, final=self._final)
             return
         self.plans.pop(key, None)
         self._differences += 1
         if self.static is True:
-            raise ConfigError(f"the step is not static: {reason}; compile(static='auto') runs it eagerly")
+            raise ConfigError(f"{self.what} is not static: {reason}; compile(static='auto') runs it eagerly")
         if trace.refusal or self._differences == _MOST_DIFFERENCES:
             self._stays_eager = True
-            log.warning("the step is not static, and runs eagerly: %s", reason)
+            log.warning("%s is not static, and runs eagerly: %s", self.what, reason)
+
+
+class StaticStep:
+    """Forward, loss and backward of one batch: by a plan where there is one.
+
+    Args:
+        model: built.
+        loss: of a sample.
+        gradients: where gradients go.
+        static: as of `Replay`.
+    """
+
+    def __init__(self, model: Layer, loss: Loss, gradients: GradientSum, static: bool | str) -> None:
+        self.model = model
+        self.loss = loss
+        self.gradients = gradients
+        self.replay = Replay("the step", model, static, home=gradients.home, final=gradients.final)
+
+    def run(self, batch: Batch) -> Sequence[Array]:
+        """Return the outputs and each sample's loss, arrays, with the gradients of their sum in their places."""
+        assert batch.y is not None
+        inputs = [batch.x, batch.y]
+        key = (*_shapes(inputs), batch.global_size)
+        plan = self.replay.plan(key)
+        if plan is None:
+            return self.replay.run(key, inputs, lambda: self._eager(batch))
+        self.gradients.begin()
+        outputs = plan.run(inputs)
+        self.gradients.finish()
+        return outputs
+
+    def _eager(self, batch: Batch) -> tuple[Array, Array]:
+        y_pred = self.model(batch.x)
+        per_sample = self.loss.per_sample(Tensor(batch.y), y_pred)
+        self.gradients.backward(ops.sum(per_sample) / batch.global_size)
+        return y_pred.data, per_sample.data
+
+
+class StaticPrediction:
+    """A model's outputs, without gradients: by a plan where there is one."""
+
+    def __init__(self, model: Layer, static: bool | str) -> None:
+        self.model = model
+        self.replay = Replay("the prediction", model, static)
+
+    def run(self, x: Array) -> Array:
+        """Return the outputs for `x`, an array that the next run may write over."""
+        key = _shapes([x])
+        plan = self.replay.plan(key)
+        return plan.run([x])[0] if plan else self.replay.run(key, [x], lambda: [self._eager(x)])[0]
+
+    def _eager(self, x: Array) -> Array:
+        with no_grad():
+            return self.model(x, training=False).data
+
+
+def _shapes(arrays: Sequence[Array]) -> tuple[Any, ...]:
+    return tuple((a.shape, a.dtype) for a in arrays)

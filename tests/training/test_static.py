@@ -41,7 +41,7 @@ def train(comm, static, loss="sparse_categorical_crossentropy", make=convolution
     model = make()
     model.compile("adam", loss, ["accuracy"], static=static)
     history = model.fit(x, to_targets(y), batch_size=6, epochs=4, verbose=0, **options)
-    plans = model._replicas[comm].step.plans
+    plans = model._replicas[comm].step.replay.plans
     return dt.state_digest(model), history.history, len(plans)
 
 
@@ -178,7 +178,7 @@ def test_the_plan_can_be_drawn(tmp_path, monkeypatch):
     model.fit(x, y, batch_size=11, verbose=0)
     model.plan(to_file=tmp_path / "plan.svg")
     drawn = (tmp_path / "plan.svg").read_text()
-    blocks = next(iter(model._replicas.values())).step.plans.values()
+    blocks = next(iter(model._replicas.values())).step.replay.plans.values()
     assert drawn.count("PolyCollection") == sum(len(plan.blocks) for plan in blocks)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"pip install disttrain\[plot\]"):
@@ -202,3 +202,29 @@ def test_native_kernels_give_a_plan_the_bits_that_they_give_eager_steps(world_si
 
     planned, eager = (threads.run(world_size, train, static, make=make) for static in (True, False))
     assert [r[:2] for r in planned] == [r[:2] for r in eager]
+
+
+def test_predictions_are_planned_and_are_those_of_the_model():
+    x, y = images(50)
+    model = convolutional()
+    model.compile("adam", "sparse_categorical_crossentropy")
+
+    def eagerly():
+        with dt.no_grad():
+            return np.concatenate([model(x[at : at + 8], training=False).numpy() for at in range(0, 50, 8)])
+
+    for _ in range(3):
+        np.testing.assert_array_equal(model.predict(x, batch_size=8), eagerly())
+        model.fit(x, y, batch_size=25, verbose=0)
+    assert [shape for ((shape, _),) in model._prediction.replay.plans] == [(8, 8, 8, 1), (2, 8, 8, 1)]
+
+
+def test_a_layer_that_changes_between_predictions_is_noticed():
+    x, _ = images(40)
+    model = convolutional()
+    before = model.predict(x, batch_size=8)
+    model.layers[-1]._function = dt.ops.sigmoid
+    after = model.predict(x, batch_size=8)
+    assert not np.array_equal(before, after)
+    with dt.no_grad():
+        np.testing.assert_array_equal(after[:8], model(x[:8], training=False).numpy())
