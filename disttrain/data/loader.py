@@ -10,6 +10,8 @@ from disttrain.backend import Array, floatx, to_host
 from disttrain.data.shard import batch_positions, permute, shard
 from disttrain.errors import ConfigError, DataError
 
+_PLACES_AT_ONCE = 1 << 12
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -78,6 +80,7 @@ class Batches:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self._ahead: tuple[int, range, np.ndarray[Any, Any]] | None = None  # epoch, places, samples
 
     @property
     def steps_per_epoch(self) -> int:
@@ -95,15 +98,28 @@ class Batches:
         places = batch_positions(step, self.batch_size, len(self.x))
         part = shard(len(places), self.rank, self.world_size)
         mine = places[part]
-        chosen = slice(mine.start, mine.stop)
-        if self.shuffle:
-            chosen = permute(np.arange(mine.start, mine.stop), len(self.x), seed=self.seed, epoch=epoch)
         return Batch(
-            x=_cast(self.x[chosen]),
-            y=None if self.y is None else _cast(self.y[chosen]),
+            x=self._taken(self.x, epoch, mine),
+            y=None if self.y is None else self._taken(self.y, epoch, mine),
             first=part.start,
             global_size=len(places),
         )
+
+    def _taken(self, data: np.ndarray[Any, Any], epoch: int, places: range) -> np.ndarray[Any, Any]:
+        """Return the samples at `places` of the epoch's order."""
+        if not self.shuffle:
+            return _cast(data[places.start : places.stop])
+        return _cast(data.take(self._order(epoch, places), axis=0))
+
+    def _order(self, epoch: int, places: range) -> np.ndarray[Any, Any]:
+        """Return which samples stand at `places`; computed for some batches at once, since a call costs as much."""
+        if self._ahead is None or epoch != self._ahead[0] or not _within(places, self._ahead[1]):
+            stop = min(max(places.stop, places.start + _PLACES_AT_ONCE), len(self.x))
+            ahead = range(places.start, stop)
+            order = permute(np.arange(ahead.start, ahead.stop), len(self.x), seed=self.seed, epoch=epoch)
+            self._ahead = (epoch, ahead, order)
+        _, ahead, order = self._ahead
+        return order[places.start - ahead.start : places.stop - ahead.start]
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of `epoch` from `first_step` on: none when it is just past the last.
@@ -117,6 +133,10 @@ class Batches:
             )
         for step in range(first_step, self.steps_per_epoch):
             yield self.batch(epoch, step)
+
+
+def _within(places: range, others: range) -> bool:
+    return others.start <= places.start and places.stop <= others.stop
 
 
 def _samples(name: str, data: Array) -> np.ndarray[Any, Any]:
