@@ -74,7 +74,7 @@ class Fit:
     def _run_epoch(self) -> None:
         epoch = self.epoch
         self._call("on_epoch_begin", epoch)
-        self.replica.step.replay.check_again()
+        self.replica.step.training.check_again()
         for batch in self.batches.epoch(epoch, self.step):
             self._call("on_train_batch_begin", self.step)
             sums = self.replica.train(batch)

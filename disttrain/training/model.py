@@ -261,7 +261,7 @@ class Model(Layer):
         if ranks.rank != 0:
             return
         replica = self._replicas.get(ranks)
-        plans = {} if replica is None else replica.step.replay.plans
+        plans = {} if replica is None else replica.step.training.plans
         if to_file is None:
             show_plans(plans)
         else:

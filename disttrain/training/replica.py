@@ -79,7 +79,7 @@ class Replica:
         before = [weight.data.copy() for weight in self._state]
         step = Step(training=True, number=number, first=batch.first, total=total_over(self.comm))
         with running(step):
-            y_pred, per_sample = self.step.run(batch)
+            y_pred, per_sample = self.step.train(batch)
         own = self._measure(batch, y_pred, per_sample)
         sums: Sums = self.comm.all_reduce(own.copy())
         if not np.isfinite(sums[0]):
@@ -92,11 +92,10 @@ class Replica:
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, Any]:
         """Return loss and metrics over `batches`, of all ranks, without changing a weight."""
         self.share_state()
+        self.step.evaluation.check_again()
         total: Sums | None = None
         for batch in batches:
-            # recorded, and dropped: the loss looks behind the last activation, as in training
-            y_pred = self.model(batch.x)
-            sums = self._measure(batch, y_pred.data, self.loss.per_sample(Tensor(batch.y), y_pred).data)
+            sums = self._measure(batch, *self.step.evaluate(batch))
             total = sums if total is None else total + sums
         assert total is not None
         return self.logs(self.comm.all_reduce(total))

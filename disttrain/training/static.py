@@ -94,7 +94,7 @@ class Replay:
 
 
 class StaticStep:
-    """Forward, loss and backward of one batch: by a plan where there is one.
+    """What is computed for a batch, with gradients and without: by plans where there are some.
 
     Args:
         model: built.
@@ -107,26 +107,42 @@ class StaticStep:
         self.model = model
         self.loss = loss
         self.gradients = gradients
-        self.replay = Replay("the step", model, static, home=gradients.home, final=gradients.final)
+        self.training = Replay("the step", model, static, home=gradients.home, final=gradients.final)
+        self.evaluation = Replay("the evaluation", model, static)
 
-    def run(self, batch: Batch) -> Sequence[Array]:
+    def train(self, batch: Batch) -> Sequence[Array]:
         """Return the outputs and each sample's loss, arrays, with the gradients of their sum in their places."""
-        assert batch.y is not None
         inputs = [batch.x, batch.y]
         key = (*_shapes(inputs), batch.global_size)
-        plan = self.replay.plan(key)
+        plan = self.training.plan(key)
         if plan is None:
-            return self.replay.run(key, inputs, lambda: self._eager(batch))
+            return self.training.run(key, inputs, lambda: self._train(batch))
         self.gradients.begin()
         outputs = plan.run(inputs)
         self.gradients.finish()
         return outputs
 
-    def _eager(self, batch: Batch) -> tuple[Array, Array]:
-        y_pred = self.model(batch.x)
-        per_sample = self.loss.per_sample(Tensor(batch.y), y_pred)
+    def evaluate(self, batch: Batch) -> Sequence[Array]:
+        """Return the outputs and each sample's loss, arrays that the next batch may write over."""
+        inputs = [batch.x, batch.y]
+        key = _shapes(inputs)
+        plan = self.evaluation.plan(key)
+        return plan.run(inputs) if plan else self.evaluation.run(key, inputs, lambda: self._evaluate(batch))
+
+    def _train(self, batch: Batch) -> tuple[Array, Array]:
+        y_pred, per_sample = self._forward(batch)
         self.gradients.backward(ops.sum(per_sample) / batch.global_size)
         return y_pred.data, per_sample.data
+
+    def _evaluate(self, batch: Batch) -> tuple[Array, Array]:
+        # recorded, and dropped: the loss looks behind the last activation, as in training
+        y_pred, per_sample = self._forward(batch)
+        return y_pred.data, per_sample.data
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert batch.y is not None
+        y_pred = self.model(batch.x)
+        return y_pred, self.loss.per_sample(Tensor(batch.y), y_pred)
 
 
 class StaticPrediction:
