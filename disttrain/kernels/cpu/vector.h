@@ -18,16 +18,19 @@ constexpr int64_t LANES = 16;
 constexpr int TILE_ROWS = 8;    // 8 x 2 accumulators of 32 registers; more rows need more pointers than there are
 constexpr int DEEP_ROWS = 12;   // 12 x 2 accumulators, where one pointer serves all rows
 constexpr int DEEP_REST = 4;
+constexpr int PRODUCT_ROWS = 14;  // 14 x 2 accumulators
 #elif defined(__AVX2__)
 constexpr int64_t LANES = 8;
 constexpr int TILE_ROWS = 6;    // 6 x 2 accumulators of 16 registers
 constexpr int DEEP_ROWS = 6;
 constexpr int DEEP_REST = 2;
+constexpr int PRODUCT_ROWS = 6;
 #else
 constexpr int64_t LANES = 4;
 constexpr int TILE_ROWS = 6;
 constexpr int DEEP_ROWS = 6;
 constexpr int DEEP_REST = 2;
+constexpr int PRODUCT_ROWS = 6;
 #endif
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
@@ -41,6 +44,26 @@ inline Vector load(const float* p) {
 
 // No alignment is asked of `p`; LANES floats are written.
 inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+
+// Reads `count` <= LANES floats and nothing behind them; the others are 0.
+inline Vector load_first(const float* p, int64_t count) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#else
+    Vector v{};
+    std::memcpy(&v, p, count * sizeof(float));
+    return v;
+#endif
+}
+
+// Writes the first `count` <= LANES floats and nothing behind them.
+inline void store_first(float* p, Vector v, int64_t count) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+#else
+    std::memcpy(p, &v, count * sizeof(float));
+#endif
+}
 
 inline Vector broadcast(float value) { return value - Vector{}; }
 
