@@ -77,11 +77,30 @@ Tile tile_of(int64_t rows, int64_t columns) {
     return columns > LANES ? tile_of<2>(rows, all) : tile_of<1>(rows, all);
 }
 
-// Copies `lines` x `depth` floats of `from`, element (l, p) at from[l * line + p * step], to to[p * width + l]. Of the
-// lines behind `lines` up to `width`, zeros are written.
+// Copies `lines` <= `width` by `depth` floats, element (l, p) at from[l * line + p * step], to to[p * width + l], with
+// zeros for the lines that are missing. Up to LANES floats are written behind.
 void turn(const float* from, int64_t line, int64_t step, int64_t lines, int64_t depth, float* to, int64_t width) {
-    for (int64_t l = 0; l < width; l++)
-        for (int64_t p = 0; p < depth; p++) to[p * width + l] = l < lines ? from[l * line + p * step] : 0.0f;
+    for (int64_t l = 0; l < width; l += LANES, from += LANES * line, to += LANES) {
+        const int64_t held = std::max<int64_t>(0, std::min(LANES, lines - l));
+        if (line == 1 && held == LANES) {
+            for (int64_t p = 0; p < depth; p++) store(to + p * width, load(from + p * step));
+        } else if (line == 1) {
+            for (int64_t p = 0; p < depth; p++) store(to + p * width, load_first(from + p * step, held));
+        } else {
+            for (int64_t p = 0; p < depth; p += LANES) {
+                const int64_t count = std::min(LANES, depth - p);
+                Vector square[LANES];
+                for (int64_t i = 0; i < LANES; i++) {
+                    const float* at = from + i * line + p * step;
+                    if (i >= held) square[i] = Vector{};
+                    else if (step == 1) square[i] = count == LANES ? load(at) : load_first(at, count);
+                    else for (int64_t q = 0; q < LANES; q++) square[i][q] = q < count ? at[q * step] : 0.0f;
+                }
+                transpose(square);
+                for (int64_t q = 0; q < count; q++) store(to + (p + q) * width, square[q]);
+            }
+        }
+    }
 }
 
 }  // namespace
@@ -92,10 +111,10 @@ bool multiply(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* c, int
     const int64_t widest = std::min(divided_up(n, LANES) * LANES, COLUMNS);
     const int64_t tiles = divided_up(m, PRODUCT_ROWS);
     if (!scratch.reserve(Scratch::rounded(deep * widest * sizeof(float)) +
-                         Scratch::rounded((deep + 1) * PRODUCT_ROWS * sizeof(float))))
+                         Scratch::rounded((deep * PRODUCT_ROWS + LANES) * sizeof(float))))
         return false;
     float* right = scratch.take<float>(deep * widest);
-    float* left = scratch.take<float>((deep + 1) * PRODUCT_ROWS);
+    float* left = scratch.take<float>(deep * PRODUCT_ROWS + LANES);
     for (int64_t j = 0; j < n; j += COLUMNS) {
         const int64_t columns = std::min(COLUMNS, n - j);
         for (int64_t block = 0; block < blocks; block++) {

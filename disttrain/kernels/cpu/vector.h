@@ -30,7 +30,7 @@ constexpr int64_t LANES = 4;
 constexpr int TILE_ROWS = 6;
 constexpr int DEEP_ROWS = 6;
 constexpr int DEEP_REST = 2;
-constexpr int PRODUCT_ROWS = 6;
+constexpr int PRODUCT_ROWS = 4;
 #endif
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
@@ -45,10 +45,18 @@ inline Vector load(const float* p) {
 // No alignment is asked of `p`; LANES floats are written.
 inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+inline __m256i first(int64_t count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
 // Reads `count` <= LANES floats and nothing behind them; the others are 0.
 inline Vector load_first(const float* p, int64_t count) {
 #if defined(__AVX512F__)
     return (Vector)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#elif defined(__AVX2__)
+    return (Vector)_mm256_maskload_ps(p, first(count));
 #else
     Vector v{};
     std::memcpy(&v, p, count * sizeof(float));
@@ -60,6 +68,8 @@ inline Vector load_first(const float* p, int64_t count) {
 inline void store_first(float* p, Vector v, int64_t count) {
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+#elif defined(__AVX2__)
+    _mm256_maskstore_ps(p, first(count), (__m256)v);
 #else
     std::memcpy(p, &v, count * sizeof(float));
 #endif
