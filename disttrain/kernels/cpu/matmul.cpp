@@ -24,40 +24,37 @@ namespace disttrain {
 namespace {
 
 constexpr int64_t WIDE = 2 * LANES;  // columns of a panel of b
-#ifndef DEP
-#define DEP 256
-#define COL 512
-#endif
-constexpr int64_t DEPTH = DEP;       // products summed in registers; the rows of a for them stay in L1
-#ifndef GRP
-#define GRP 8
-#endif
-constexpr int64_t GROUP = GRP;
-constexpr int64_t COLUMNS = COL;     // of b copied at a time: DEPTH x COLUMNS floats are half of an L2 cache
+constexpr int64_t DEPTH = 384;       // products summed in registers; the rows of a for them stay in L1
+constexpr int64_t COLUMNS = 512;     // of b copied at a time: 768 KiB, which stay in L2
 
-thread_local Scratch scratch;
+static_assert(PRODUCT_ROWS <= LANES && COLUMNS % WIDE == 0);
+
+thread_local Scratch scratch, narrow;
 
 int64_t divided_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
+Vector relu(Vector v) { return Vector{} > v ? Vector{} : v; }  // in this order NaN stays
+
 // Computes a tile of c of ROWS x `columns` <= VECTORS * LANES elements from `depth` products each.
-// Element (i, p) of a is a[i * a_row + p * a_step]; b: (depth, VECTORS * LANES), `b_step` apart.
+// a: (ROWS, depth) of any distances; b: (depth, VECTORS * LANES), rows `b_row` apart.
 template <int ROWS, int VECTORS>
-void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_step, float* c, int64_t c_row,
+void tile(int64_t depth, const Matrix& a, const float* b, int64_t b_row, float* c, int64_t c_row,
           int64_t columns, const Epilogue& epilogue) {
     Vector sums[ROWS][VECTORS] = {};
     const float* rows[(ROWS + 2) / 3];  // every third: an address may add once or twice a distance
-    for (int i = 0; i < ROWS; i += 3) rows[i / 3] = a + i * a_row;
-    for (int64_t p = 0; p < depth; p++, b += b_step) {
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; i += 3) rows[i / 3] = a.data + i * a.row;
+    for (int64_t p = 0; p < depth; p++, b += b_row) {
         Vector right[VECTORS];
         for (int v = 0; v < VECTORS; v++) right[v] = load(b + v * LANES);
 #pragma GCC unroll 16
         for (int i = 0; i < ROWS; i++) {
-            Vector left = broadcast(rows[i / 3][i % 3 * a_row]);
+            Vector left = broadcast(rows[i / 3][i % 3 * a.row]);
 #pragma GCC unroll 2
             for (int v = 0; v < VECTORS; v++) sums[i][v] = multiply_add(left, right[v], sums[i][v]);
         }
 #pragma GCC unroll 16
-        for (int i = 0; i < ROWS; i += 3) rows[i / 3] += a_step;
+        for (int i = 0; i < ROWS; i += 3) rows[i / 3] += a.column;
     }
 #pragma GCC unroll 2
     for (int v = 0; v < VECTORS; v++, c += LANES, columns -= LANES) {
@@ -77,7 +74,7 @@ void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_step, const fl
         }
         if (epilogue.relu) {
 #pragma GCC unroll 16
-            for (int i = 0; i < ROWS; i++) sums[i][v] = Vector{} > sums[i][v] ? Vector{} : sums[i][v];  // NaN stays
+            for (int i = 0; i < ROWS; i++) sums[i][v] = relu(sums[i][v]);
         }
         if (whole) {
 #pragma GCC unroll 16
@@ -101,14 +98,6 @@ Tile tile_of(int64_t rows, int64_t columns) {
     return columns > LANES ? tile_of<2>(rows, all) : tile_of<1>(rows, all);
 }
 
-// One of the matrices as tiles read it: `lines`, rows of a or columns of b, side by side for each p, in panels.
-struct Panels {
-    int64_t lines, panel;  // of a panel, but for the last one
-    int64_t depth;
-    float* data;
-    int64_t distance;  // of panels
-};
-
 // Copies `lines` x `depth` floats, element (l, p) at from[l * line + p * step], to to[p * width + l] where l < `width`,
 // with zeros for lines that are missing, and up to LANES floats behind.
 void turn(const float* from, int64_t line, int64_t step, int64_t lines, int64_t depth, float* to, int64_t width) {
@@ -129,72 +118,95 @@ void turn(const float* from, int64_t line, int64_t step, int64_t lines, int64_t 
     }
 }
 
-// The same where line is 1, for all `panels` of up to `width` lines: reads whole rows, one after the other.
-void copy(const float* from, int64_t step, int64_t lines, int64_t depth, float* to, int64_t width, int64_t distance) {
-    for (int64_t p = 0; p < depth; p++, from += step, to += width) {
-        float* panel = to;
-        for (int64_t l = 0; l < lines; l += width, panel += distance) {
-            for (int64_t v = 0; v < width; v += LANES) {
-                int64_t held = std::min(width, lines - l) - v;
-                if (held >= LANES) store(panel + v, load(from + l + v));
-                else if (held > 0) store(panel + v, load_first(from + l + v, held));
+// The same where line is 1, into panels of WIDE lines, `distance` apart, the last one of LANES where that is enough:
+// row after row, as they lie.
+void copy(const float* from, int64_t step, int64_t lines, int64_t depth, float* to, int64_t distance) {
+    const int64_t last = lines % WIDE, whole = lines - last, width = last > LANES ? WIDE : LANES;
+    for (int64_t p = 0; p < depth; p++, from += step) {
+        float* at = to + p * WIDE;
+        for (int64_t l = 0; l < whole; l += WIDE, at += distance)
+            for (int64_t v = 0; v < WIDE; v += LANES) store(at + v, load(from + l + v));
+        if (last == 0) continue;
+        at += p * (width - WIDE);
+        if (last >= LANES) store(at, load(from + whole)), at += LANES;
+        if (last % LANES) store(at, load_first(from + lines - last % LANES, last % LANES));
+        else if (last > LANES) store(at, Vector{});
+    }
+}
+
+// multiply() for few columns: c is computed as a transpose, so that the rows of a, which are many, share vectors.
+bool multiply_narrow(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* c, int64_t c_row,
+                     const Epilogue& epilogue) {
+    if (!narrow.reserve(n * COLUMNS * sizeof(float))) return false;
+    float* turned = narrow.take<float>(n * COLUMNS);
+    Vector bias = epilogue.bias ? load_first(epilogue.bias, n) : Vector{};
+    for (int64_t first = 0; first < m; first += COLUMNS) {
+        const int64_t rows = std::min(COLUMNS, m - first);
+        if (!multiply(n, rows, k, {b.data, b.column, b.row}, {a.data + first * a.row, a.column, a.row}, turned, COLUMNS))
+            return false;
+        for (int64_t i = 0; i < rows; i += LANES) {
+            Vector square[LANES] = {};
+            for (int64_t j = 0; j < n; j++) square[j] = load(turned + j * COLUMNS + i);
+            transpose(square);
+            for (int64_t q = 0; q < std::min(LANES, rows - i); q++, c += c_row) {
+                Vector sum = square[q];
+                if (epilogue.add) sum = load_first(c, n) + sum;
+                if (epilogue.bias) sum += bias;
+                store_first(c, epilogue.relu ? relu(sum) : sum, n);
             }
         }
     }
+    return true;
 }
 
 }  // namespace
 
 bool multiply(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* c, int64_t c_row, const Epilogue& epilogue) {
     if (m == 0 || n == 0) return true;
+    // rows that lie apart by a multiple of 2048 bytes share a few sets of the L1 cache
+    const bool slow = a.column != 1 || a.row % 512 == 0;
+    if (slow && n <= PRODUCT_ROWS && m > LANES) return multiply_narrow(m, n, k, a, b, c, c_row, epilogue);
     const int64_t blocks = std::max<int64_t>(1, divided_up(k, DEPTH)), deep = divided_up(k, blocks);
-    const int64_t widest = std::min(divided_up(n, LANES) * LANES, COLUMNS);
+    const int64_t panels = divided_up(std::min(n, COLUMNS), WIDE), distance = (deep + 1) * WIDE;
     const int64_t tiles = divided_up(m, PRODUCT_ROWS), rows = divided_up(m, tiles);
-    const int64_t group = std::min(tiles, GROUP);
-    // rows of a that lie far apart by a multiple of 4096 bytes share a set of the L1 cache
-    const bool direct = n <= WIDE || (a.column == 1 && a.row % 512 != 0);
-    const int64_t panel = deep * rows + LANES;
-    if (!scratch.reserve(Scratch::rounded((deep * widest + LANES) * sizeof(float)) +
-                         Scratch::rounded(direct ? 0 : group * panel * sizeof(float))))
+    const bool turned = slow && a.row != 1 && n > WIDE;
+    const bool straight = tiles == 1 && b.column == 1;
+    if (!scratch.reserve(Scratch::rounded(panels * distance * sizeof(float)) +
+                         Scratch::rounded((deep * rows + LANES) * sizeof(float))))
         return false;
-    float* right = scratch.take<float>(deep * widest + LANES);
-    float* left = scratch.take<float>(direct ? 0 : group * panel);
+    float* right = scratch.take<float>(panels * distance);
+    float* left = scratch.take<float>(deep * rows + LANES);
     for (int64_t j = 0; j < n; j += COLUMNS) {
-        const int64_t columns = std::min(COLUMNS, n - j);
+        const int64_t columns = std::min(COLUMNS, n - j), whole = straight ? columns - columns % WIDE : 0;
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t first = std::min(block * deep, k), depth = std::min(deep, k - first);
             const float* of_b = b.data + first * b.row + j * b.column;
-            const bool direct_b = b.column == 1 && tiles == 1;
-            const int64_t whole = direct_b ? columns / LANES * LANES : 0;
-            const int64_t last = columns % WIDE, even = columns - last;
             if (b.column == 1) {
-                if (!direct_b) copy(of_b, b.row, even, depth, right, WIDE, WIDE * depth);
-                if (last) copy(of_b + even, b.row, last, depth, right + even * depth, last > LANES ? WIDE : LANES, 0);
+                copy(of_b + whole, b.row, columns - whole, depth, right + whole / WIDE * distance, distance);
             } else {
                 for (int64_t v = 0; v < columns; v += WIDE) {
-                    int64_t held = std::min(WIDE, columns - v), width = held > LANES ? WIDE : LANES;
-                    turn(of_b + v * b.column, b.column, b.row, held, depth, right + v * depth, width);
+                    const int64_t held = std::min(WIDE, columns - v);
+                    turn(of_b + v * b.column, b.column, b.row, held, depth, right + v / WIDE * distance,
+                         held > LANES ? WIDE : LANES);
                 }
             }
             Epilogue now = epilogue;
             now.add = epilogue.add || block > 0;
             if (block + 1 < blocks) now.bias = nullptr, now.relu = false;
-            for (int64_t t = 0; t < tiles; t++) {
-                const int64_t i = t * rows, height = std::min(rows, m - i);
-                const float* of_a = a.data + i * a.row + first * a.column;
-                const float* at = of_a;
-                int64_t row = a.row, step = a.column;
-                if (!direct) {
-                    at = left + t % group * panel, row = 1, step = rows;
-                    if (a.row != 1) turn(of_a, a.row, a.column, height, depth, left + t % group * panel, rows);
-                    else if (t % group == 0) copy(of_a, a.column, std::min(group * rows, m - i), depth, left, rows, panel);
+            for (int64_t i = 0; i < m; i += rows) {
+                const int64_t height = std::min(rows, m - i);
+                Matrix part{a.data + i * a.row + first * a.column, a.row, a.column};
+                if (turned) {
+                    turn(part.data, a.row, a.column, height, depth, left, rows);
+                    part = {left, 1, rows};
                 }
                 for (int64_t v = 0; v < columns; v += WIDE) {
-                    int64_t held = std::min(WIDE, columns - v), width = held > LANES ? WIDE : LANES;
+                    const int64_t held = std::min(WIDE, columns - v);
                     if (now.bias) now.bias = epilogue.bias + j + v;
-                    bool here = v + width <= whole;
-                    tile_of(height, held)(depth, at, row, step, here ? of_b + v : right + v * depth, here ? b.row : width,
-                                        c + i * c_row + j + v, c_row, held, now);
+                    const bool here = v < whole;
+                    tile_of(height, held)(depth, part, here ? of_b + v : right + v / WIDE * distance,
+                                          here ? b.row : held > LANES ? WIDE : LANES, c + i * c_row + j + v, c_row,
+                                          held, now);
                 }
             }
         }
