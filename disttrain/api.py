@@ -4,6 +4,7 @@ from disttrain import backend, checkpoint, comm, errors, initializers, layers, l
 from disttrain.autodiff import Tensor, check_grads, grad, no_grad, op, ops, value_and_grad
 from disttrain.comm import init
 from disttrain.data import datasets
+from disttrain.kernels.precision import get_matmul_precision, set_matmul_precision
 from disttrain.layers import Layer
 from disttrain.training import Model, Sequential, callbacks, load_model, utils
 from disttrain.training.utils import state_digest
@@ -20,6 +21,7 @@ __all__ = [
     "comm",
     "datasets",
     "errors",
+    "get_matmul_precision",
     "grad",
     "init",
     "initializers",
@@ -31,6 +33,7 @@ __all__ = [
     "op",
     "ops",
     "optimizers",
+    "set_matmul_precision",
     "state_digest",
     "utils",
     "value_and_grad",

@@ -15,6 +15,7 @@ BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 DATA_DIR = "DISTTRAIN_DATA"
 KERNELS = "DISTTRAIN_KERNELS"
 THREADS = "DISTTRAIN_THREADS"
+MATMUL_PRECISION = "DISTTRAIN_MATMUL_PRECISION"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,11 @@ def threads(environ: Mapping[str, str] = os.environ) -> int | None:
     if asked and not (asked.isdecimal() and int(asked) >= 1):
         raise ConfigError(f"{THREADS}={asked}: expected the number of threads of a worker, 1 or more")
     return int(asked) if asked else None
+
+
+def matmul_precision(environ: Mapping[str, str] = os.environ) -> str:
+    """Return how exactly ``DISTTRAIN_MATMUL_PRECISION`` asks matrices to be multiplied; empty: it does not."""
+    return environ.get(MATMUL_PRECISION, "")
 
 
 def has_blas_threads(environ: Mapping[str, str] = os.environ) -> bool:

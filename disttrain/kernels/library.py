@@ -21,6 +21,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "conv2d": (_POINTER,) * 4,
     "conv2d_input": (_POINTER,) * 4,
     "conv2d_kernel": (_POINTER,) * 4,
+    "matmul": (_POINTER,) * 5,
     "max_pool2d": (_POINTER,) * 3,
     "put_at_maximum": (_POINTER,) * 4,
     "average_pool2d": (_POINTER,) * 3,
@@ -32,7 +33,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "set_threads": (_NUMBER,),
     "where_positive": (_NUMBER, *(_POINTER,) * 3),
 }
-_MAY_LACK_MEMORY = frozenset({"conv2d", "conv2d_input", "conv2d_kernel"})
+_MAY_LACK_MEMORY = frozenset({"conv2d", "conv2d_input", "conv2d_kernel", "matmul"})
 
 
 class Launch(NamedTuple):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from disttrain.autodiff import ops
 from disttrain.errors import ConfigError
 from disttrain.initializers import Initializer
 from disttrain.layers.activation import Function, get_activation
@@ -50,5 +51,6 @@ class Dense(Layer):
 
     def call(self, x: Any) -> Any:
         """Return the layer's output."""
-        y = x @ self.kernel
-        return self._function(y if self.bias is None else y + self.bias)
+        if self._function is ops.relu:
+            return ops.dense(x, self.kernel, self.bias, activation="relu")
+        return self._function(ops.dense(x, self.kernel, self.bias))

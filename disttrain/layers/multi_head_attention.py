@@ -130,8 +130,8 @@ class MultiHeadAttention(Layer):
 
     def _projected(self, name: str, x: Any, kernel_shape: tuple[int, int]) -> Any:
         """Return ``x @ kernel + bias``, the kernel's axes joined to two."""
-        y = x @ self._own_weights[f"{name}/kernel"][0].reshape(kernel_shape)
-        return y + self._own_weights[f"{name}/bias"][0].reshape(-1) if self.use_bias else y
+        kernel = self._own_weights[f"{name}/kernel"][0].reshape(kernel_shape)
+        return ops.dense(x, kernel, self._own_weights[f"{name}/bias"][0].reshape(-1) if self.use_bias else None)
 
     def _heads(self, name: str, x: Any) -> Any:
         """Return the projection of `x`, ``(samples, steps, n) -> (samples, heads, steps, length of a head's)``."""

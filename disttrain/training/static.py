@@ -10,6 +10,7 @@ from disttrain.backend import Array
 from disttrain.data import Batch
 from disttrain.data_parallel import GradientSum
 from disttrain.errors import ConfigError
+from disttrain.kernels.precision import get_matmul_precision
 from disttrain.layers import Layer
 from disttrain.losses import Loss
 from disttrain.observe import log
@@ -164,4 +165,5 @@ class StaticPrediction:
 
 
 def _shapes(arrays: Sequence[Array]) -> tuple[Any, ...]:
-    return tuple((a.shape, a.dtype) for a in arrays)
+    """Return what a plan for `arrays` must be for: their shapes and dtypes, and the precision of products."""
+    return (*((a.shape, a.dtype) for a in arrays), get_matmul_precision())

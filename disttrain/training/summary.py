@@ -78,5 +78,5 @@ def draw_plans(plans: Mapping[Any, Plan], path: str | os.PathLike[str]) -> None:
 
 
 def _title(key: Any) -> str:
-    (x, x_dtype), (y, y_dtype), _ = key
+    (x, x_dtype), (y, y_dtype), *_ = key
     return f"Plan for x {x_dtype} {x}, y {y_dtype} {y}"

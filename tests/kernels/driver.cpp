@@ -6,6 +6,7 @@
 //   pooling     images height width channels out_height out_width window_height window_width
 //               stride_down stride_across top left
 //   flat        n
+//   product     m n k a_row a_column b_row b_column
 
 #include <cstdint>
 #include <cstdio>
@@ -22,7 +23,16 @@ struct Windows {
     int64_t images, height, width, channels, out_height, out_width, window_height, window_width, down, across, top, left;
 };
 
+struct Products {
+    int64_t m, n, k, a_row, a_column, b_row, b_column, relu, precision, counts[4], a_steps[4], b_steps[4];
+};
+
+struct Product {
+    int64_t m, n, k, a_row, a_column, b_row, b_column;
+};
+
 extern "C" {
+int disttrain_matmul(const Products*, const float*, const float*, const float*, float*);
 int disttrain_conv2d(const Geometry*, const float*, const float*, float*);
 int disttrain_conv2d_input(const Geometry*, const float*, const float*, float*);
 int disttrain_conv2d_kernel(const Geometry*, const float*, const float*, float*);
@@ -76,6 +86,19 @@ static void flat(int64_t n) {
     disttrain_where_positive(n, g, m, v);
 }
 
+// Every product twice, one behind the other; no array is larger than its last element asks for.
+static int product(const Product& p) {
+    const int64_t of_a = p.m && p.k ? (p.m - 1) * p.a_row + (p.k - 1) * p.a_column + 1 : 0;
+    const int64_t of_b = p.k && p.n ? (p.k - 1) * p.b_row + (p.n - 1) * p.b_column + 1 : 0;
+    Array a(2 * of_a), b(2 * of_b), bias(p.n), c(2 * p.m * p.n);
+    int failed = 0;
+    for (int64_t precision = 0; precision < 3; precision++) {
+        Products both{p.m, p.n, p.k, p.a_row, p.a_column, p.b_row, p.b_column, 1, precision, {2, 1, 1, 1}, {of_a}, {of_b}};
+        failed += disttrain_matmul(&both, a, b, bias, c);
+    }
+    return failed;
+}
+
 // Reads a struct of int64_t only.
 template <typename T> static T read() {
     T made;
@@ -89,6 +112,7 @@ int main() {
     for (std::string name; std::cin >> name; calls++) {
         if (name == "convolution") failed += convolution(read<Geometry>());
         else if (name == "pooling") pooling(read<Windows>());
+        else if (name == "product") failed += product(read<Product>());
         else if (name == "flat") flat(read<int64_t>());
         else return 2;
     }

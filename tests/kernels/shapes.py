@@ -1,7 +1,8 @@
 """Shapes of kernels' tests: 1, primes, below and above each block size of disttrain/kernels/cpu.
 
 Blocks: vectors of 4, 8 and 16 floats and pairs of them; tiles of 6 and 8 places, 6 and 12 floats of a run;
-chunks of 128 and groups of 256 places.
+chunks of 128 and groups of 256 places; of products tiles of 4, 6 and 14 rows, 384 terms in registers, 512 columns
+copied at a time, rows apart by multiples of 2048 bytes.
 """
 
 from typing import NamedTuple
@@ -69,5 +70,12 @@ POOLS = [
     Shape(2, (6, 5), 20, (3, 2), 0, (1, 2), ODD),
     Shape(1, (3, 3), 7, (2, 2), 0, (2, 2), ((2, 1), (0, 3))),  # windows of nothing but padding
 ]
+
+# m, n, k
+PRODUCTS = [
+    (1, 1, 1), (2, 3, 5), (4, 4, 4), (5, 17, 3), (6, 16, 8), (7, 9, 33), (14, 32, 16), (15, 33, 17), (13, 31, 127),
+    (29, 5, 130), (31, 64, 19), (1, 70, 40), (70, 1, 40), (40, 7, 1), (1, 1, 1025), (3, 2, 384), (17, 11, 385),
+    (2, 513, 7), (5, 1031, 3), (515, 3, 9), (700, 4, 2), (30, 523, 389), (61, 13, 512), (40, 40, 1024), (33, 47, 769),
+]  # fmt: skip
 
 LENGTHS = [0, 1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 127, 1009, 65_537]

@@ -1,5 +1,6 @@
 """The sources of kernels under AddressSanitizer and UndefinedBehaviorSanitizer, over the same shapes as the tests."""
 
+import itertools
 import subprocess
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from disttrain.kernels import build as builder
 from disttrain.kernels.build import BuildError
 from disttrain.kernels.instruction_sets import cpu_flags, runnable
-from tests.kernels.shapes import CONVOLUTIONS, LENGTHS, POOLS
+from tests.kernels.shapes import CONVOLUTIONS, LENGTHS, POOLS, PRODUCTS
 
 DRIVER = Path(__file__).with_name("driver.cpp")
 # -O1: half the time to compile; the loops and what they touch are the same
@@ -21,6 +22,9 @@ def lines():
         yield "convolution", s.images, *s.size, s.channels, *s.window, s.filters, *s.out, *s.strides, *_before(s)
     for s in POOLS:
         yield "pooling", s.images, *s.size, s.channels, *s.out, *s.window, *s.strides, *_before(s)
+    for m, n, k in PRODUCTS:
+        for a, b in itertools.product([(k, 1), (1, m), (3 * k, 2)], [(n, 1), (1, k), (3 * n, 2)]):
+            yield "product", m, n, k, *a, *b
     for n in LENGTHS:
         yield "flat", n
 
@@ -56,6 +60,7 @@ def test_the_driver_would_notice(tmp_path):
     wrong = tmp_path / "wrong.cpp"
     wrong.write_text(
         '#include "../driver.cpp"\n'.replace("../driver.cpp", str(DRIVER)).replace("main", "main") + 'extern "C" {\n'
+        "int disttrain_matmul(const Products*, const float*, const float*, const float*, float*) { return 0; }\n"
         "int disttrain_conv2d(const Geometry*, const float*, const float*, float*) { return 0; }\n"
         "int disttrain_conv2d_input(const Geometry*, const float*, const float*, float*) { return 0; }\n"
         "int disttrain_conv2d_kernel(const Geometry*, const float*, const float*, float*) { return 0; }\n"

@@ -32,7 +32,7 @@ from disttrain.autodiff.ops.loss import (
     softmax_cross_entropy,
     sparse_softmax_cross_entropy,
 )
-from disttrain.autodiff.ops.matrix import matmul
+from disttrain.autodiff.ops.matrix import dense, matmul
 from disttrain.autodiff.ops.normalization import batch_norm, layer_norm, moments
 from disttrain.autodiff.ops.pooling import average_pool2d, max_pool2d
 from disttrain.autodiff.ops.random import dropout
@@ -63,6 +63,7 @@ __all__ = [
     "conv2d",
     "conv2d_input",
     "conv2d_kernel",
+    "dense",
     "divide",
     "dropout",
     "elu",

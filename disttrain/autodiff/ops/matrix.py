@@ -1,10 +1,11 @@
 """Matrix products."""
 
-import numpy as np
-
 from disttrain.autodiff.op import op
+from disttrain.autodiff.ops.elementwise import _where_positive
 from disttrain.autodiff.ops.shape import reshape, transpose
-from disttrain.backend import Array
+from disttrain.backend import Array, get_array_module
+from disttrain.errors import unknown_name
+from disttrain.kernels import matmul as kernels
 
 
 def matmul(a: Array, b: Array) -> Array:
@@ -28,15 +29,51 @@ def _matmul(a: Array, b: Array) -> Array:
     return a @ b
 
 
-@_matmul.into
-def _(a: Array, b: Array, out: Array) -> None:
-    if a.ndim > 2 and b.ndim == 2 and a.flags.c_contiguous:
-        a, out = a.reshape(-1, a.shape[-1]), out.reshape(-1, out.shape[-1])
-    np.matmul(a, b, out)
+_matmul.kernel(kernels.matmul)
 
 
 @_matmul.vjp
 def _(g: Array, _y: Array, a: Array, b: Array, *, needs: tuple[bool, ...]) -> tuple[Array, ...]:
+    return _of_factors(g, a, b, needs)
+
+
+@op
+def dense(x: Array, kernel: Array, bias: Array | None, *, activation: str | None = None) -> Array:
+    """Return ``activation(x @ kernel + bias)`` in one pass.
+
+    Shapes: ``(..., n), (n, units), (units,) -> (..., units)``.
+
+    Args:
+        x: two axes or more.
+        kernel: a matrix.
+        bias: None for none.
+        activation: None or ``"relu"``.
+
+    Raises:
+        ConfigError: `activation` is another one.
+    """
+    if activation not in (None, "relu"):
+        raise unknown_name("activation of dense", activation, ["None", "relu"])
+    y = _matmul.definition(x, kernel)
+    y = y if bias is None else y + bias
+    return y if activation is None else get_array_module(y).maximum(y, 0)
+
+
+dense.kernel(kernels.dense)
+
+
+@dense.vjp
+def _(
+    g: Array, y: Array, x: Array, kernel: Array, _bias: Array, *, activation: str | None = None, needs: tuple[bool, ...]
+) -> tuple[Array, ...]:
+    if activation is not None:
+        g = _where_positive(g, y)
+    gx, gk = _of_factors(g, x, kernel, needs)
+    return gx, gk, g
+
+
+def _of_factors(g: Array, a: Array, b: Array, needs: tuple[bool, ...]) -> tuple[Array, Array]:
+    """Return the cotangents of the factors of a product, None where one is not needed."""
     ga = _matmul(g, _swap(b)) if needs[0] else None
     if not needs[1]:
         return ga, None
@@ -44,6 +81,13 @@ def _(g: Array, _y: Array, a: Array, b: Array, *, needs: tuple[bool, ...]) -> tu
         a = reshape(a, shape=(-1, a.shape[-1]))
         g = reshape(g, shape=(-1, g.shape[-1]))
     return ga, _matmul(_swap(a), g)
+
+
+def _flops(made: Array, a: Array, *_others: Array, **_attributes: object) -> int:
+    return 2 * int(made.size) * int(a.shape[-1])
+
+
+_matmul.flops = dense.flops = _flops
 
 
 def _swap(x: Array) -> Array:

@@ -226,7 +226,7 @@ constexpr int AXES = 4;
 struct Products {
     int64_t m, n, k;
     int64_t a_row, a_column, b_row, b_column;
-    int64_t relu;
+    int64_t relu, precision;
     int64_t counts[AXES], a_steps[AXES], b_steps[AXES];  // of the batch's axes; unused ones have a count of 1
 };
 

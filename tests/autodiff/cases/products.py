@@ -21,6 +21,33 @@ case("matmul", "vectors", ops.matmul, lambda a, b: (a * b).sum(), (3,), (3,))
 case("matmul", "row", ops.matmul, lambda a, b: np.einsum("k,...kj->...j", a, b), (3,), (2, 3, 4), batched=(1,))
 case("matmul", "column", ops.matmul, lambda a, b: np.einsum("...ik,k->...i", a, b), (2, 4, 3), (3,), batched=(0,))
 
+
+def dense(x, kernel, bias=0, relu=False):
+    """Return a dense layer's output, number by number."""
+    y = np.empty((*x.shape[:-1], kernel.shape[1]))
+    for at in np.ndindex(y.shape):
+        value = sum(x[at[:-1]] * kernel[:, at[-1]]) + (bias[at[-1]] if np.ndim(bias) else bias)
+        y[at] = max(value, 0) if relu else value
+    return y
+
+
+for label, (left, right, batched) in {"rows": ((3, 2), (2, 4), (0,)), "steps": ((2, 3, 2), (2, 5), (0,))}.items():
+    case("dense", label, ops.dense, dense, left, right, right[1:], batched=batched)
+    case(
+        "dense", f"{label} without bias", lambda x, kernel: ops.dense(x, kernel, None), dense, left, right,
+        batched=batched,
+    )  # fmt: skip
+    case(
+        "dense",
+        f"{label} relu",
+        lambda x, kernel, bias: ops.dense(x, kernel, bias, activation="relu"),
+        lambda x, kernel, bias: dense(x, kernel, bias, relu=True),
+        left,
+        right,
+        right[1:],
+        batched=batched,
+    )
+
 for axis in (-1, 0, 1):
     batched = (0,) if axis else ()
     case(
