@@ -18,7 +18,7 @@ _POINTER, _NUMBER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 # The arguments of each function of cpu/*.cpp.
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "conv2d": (_POINTER,) * 4,
+    "conv2d": (*(_POINTER,) * 4, _NUMBER, _POINTER),
     "conv2d_input": (_POINTER,) * 4,
     "conv2d_kernel": (_POINTER,) * 4,
     "matmul": (_POINTER,) * 5,
@@ -32,8 +32,11 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "adam": (_NUMBER, *(_POINTER,) * 4, *(_FLOAT,) * 5),
     "set_threads": (_NUMBER,),
     "where_positive": (_NUMBER, *(_POINTER,) * 3),
+    "winograd": (*(_POINTER,) * 4, _NUMBER, _POINTER),
+    "winograd_input": (_POINTER,) * 4,
+    "winograd_kernel": (_POINTER,) * 4,
 }
-_MAY_LACK_MEMORY = frozenset({"conv2d", "conv2d_input", "conv2d_kernel", "matmul"})
+_MAY_LACK_MEMORY = frozenset({"matmul", *(name for name in _SIGNATURES if name.startswith(("conv2d", "winograd")))})
 
 
 class Launch(NamedTuple):

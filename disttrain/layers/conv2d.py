@@ -67,5 +67,6 @@ class Conv2D(Layer):
         """Return the layer's output."""
         padding = padding_for(self.padding, x.shape[1:3], self.kernel_size, self.strides)
         check_fits(self, x.shape, output_size(x.shape[1:3], self.kernel_size, self.strides, padding))
-        y = ops.conv2d(x, self.kernel, strides=self.strides, padding=padding)
-        return self._function(y if self.bias is None else y + self.bias)
+        fused = "relu" if self._function is ops.relu else None
+        y = ops.conv2d(x, self.kernel, self.bias, strides=self.strides, padding=padding, activation=fused)
+        return y if fused else self._function(y)

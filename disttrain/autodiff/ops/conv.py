@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from disttrain.autodiff.op import op
+from disttrain.autodiff.ops.elementwise import _where_positive
+from disttrain.autodiff.ops.reduction import sum
 from disttrain.backend import Array, get_array_module
-from disttrain.errors import ShapeError
+from disttrain.errors import ShapeError, unknown_name
 from disttrain.kernels import convolution
 
 Pair = tuple[int, int]
@@ -23,11 +25,22 @@ _CACHE_BYTES = 1 << 20  # of patches at a time: about the L2 cache of a core
 
 
 @op
-def conv2d(x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Padding) -> Array:
+def conv2d(
+    x: Array, kernel: Array, bias: Array = None, *, strides: Pair = (1, 1), padding: Padding,
+    activation: str | None = None,
+) -> Array:  # fmt: skip
     """Return the cross-correlation of `x` with `kernel`, as deep learning calls convolution.
 
-    Shapes: ``(n, h, w, c), (kh, kw, c, filters) -> (n, oh, ow, filters)``,
+    Shapes: ``(n, h, w, c), (kh, kw, c, filters), (filters,) -> (n, oh, ow, filters)``,
     ``oh = (h + top + bottom - kh) // strides[0] + 1``, and `ow` likewise.
+
+    Args:
+        x: images.
+        kernel: as often as there are filters, a window.
+        bias: added to each place; or None.
+        strides: steps of the window, down and across.
+        padding: ``(top, bottom), (left, right)``, zeros around each image.
+        activation: None, or ``"relu"``, applied last: with the bias in the same pass over memory.
     """
     xp = get_array_module(x)
     kh, kw, channels, filters = kernel.shape
@@ -36,11 +49,19 @@ def conv2d(x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Padding)
             f"conv2d: an input of shape {x.shape} for a kernel of shape {kernel.shape}; expected "
             f"(samples, height, width, {channels})"
         )
+    if bias is not None and bias.shape != (filters,):
+        raise ShapeError(f"conv2d: a bias of shape {bias.shape} for {filters} filters; expected ({filters},)")
+    if activation not in (None, "relu"):
+        raise unknown_name("activation of conv2d", activation, ["relu"])
     oh, ow = output_size(x.shape[1:3], (kh, kw), strides, padding)
-    y = xp.empty((x.shape[0], oh, ow, filters), xp.result_type(x, kernel))
+    y = xp.empty((x.shape[0], oh, ow, filters), xp.result_type(*(a for a in (x, kernel, bias) if a is not None)))
     flat = kernel.reshape(-1, filters)
     for part, rows in _patches(x, (kh, kw), (oh, ow), strides, padding):
         xp.matmul(rows, flat, out=y[part].reshape(-1, filters))
+    if bias is not None:
+        y += bias
+    if activation == "relu":
+        xp.maximum(y, 0, out=y)
     return y
 
 
@@ -88,14 +109,17 @@ conv2d_kernel.kernel(convolution.conv2d_kernel)
 
 @conv2d.vjp
 def _(
-    g: Array, _y: Array, x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Padding,
-    needs: tuple[bool, ...],
+    g: Array, y: Array, x: Array, kernel: Array, *_bias: Array, strides: Pair = (1, 1), padding: Padding,
+    activation: str | None = None, needs: tuple[bool, ...],
 ) -> tuple[Array, ...]:  # fmt: skip
+    if activation == "relu":
+        g = _where_positive(g, y)
     size = kernel.shape[:2]
     return (
         conv2d_input(g, kernel, size=x.shape[1:3], strides=strides, padding=padding)
         if needs[0] else None,
         conv2d_kernel(x, g, size=size, strides=strides, padding=padding) if needs[1] else None,
+        *(sum(g, axis=(0, 1, 2)) if need else None for need in needs[2:]),
     )  # fmt: skip
 
 

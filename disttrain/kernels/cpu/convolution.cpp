@@ -1,6 +1,7 @@
 // Convolution in two dimensions and its adjoint in the input, float32, channels last.
 //
 //   conv2d         y[n, p, q, f]  = sum over i, j, c of x[n, p * sh + i - top, q * sw + j - left, c] * k[i, j, c, f]
+//                  then perhaps + bias[f], and max(y, 0)
 //   conv2d_input   the adjoint in x: the same sum with the roles of x and y exchanged
 //
 // What one row i of the window sees of an image whose borders are filled up with zeros is one run of kw * c
@@ -21,13 +22,11 @@
 
 #include "grid.h"
 #include "scratch.h"
-#include "vector.h"
+#include "tile.h"
 
 using namespace disttrain;
 
 namespace {
-
-constexpr int64_t WIDE = 2 * LANES;  // filters of a tile
 
 thread_local Scratch scratch;
 
@@ -37,44 +36,10 @@ struct Target {
     int64_t image, row, column;
 };
 
-// Computes `count` <= ROWS rows of a product: row m is the sum over runs of from[m][...] * packed[...].
-// packed: (runs * run, VECTORS * LANES), aligned to 64 bytes. to[m]: `filters` <= VECTORS * LANES floats.
-template <int ROWS, int VECTORS>
-void tile(const float* const* from, int64_t runs, int64_t run, int64_t line, const float* packed, float* const* to,
-          int count, int64_t filters) {
-    Vector sums[ROWS][VECTORS] = {};
-    const float* rows[ROWS];
-    for (int m = 0; m < ROWS; m++) rows[m] = from[m];
-    for (int64_t i = 0; i < runs; i++) {
-        for (int64_t k = 0; k < run; k++, packed += VECTORS * LANES) {
-            Vector right[VECTORS];
-            for (int v = 0; v < VECTORS; v++) right[v] = load(packed + v * LANES);
-#pragma GCC unroll 16
-            for (int m = 0; m < ROWS; m++) {
-                Vector left = broadcast(rows[m][k]);
-#pragma GCC unroll 4
-                for (int v = 0; v < VECTORS; v++) sums[m][v] = multiply_add(left, right[v], sums[m][v]);
-            }
-        }
-        for (int m = 0; m < ROWS; m++) rows[m] += line;
-    }
-    float row[VECTORS * LANES];
-#pragma GCC unroll 16
-    for (int m = 0; m < ROWS; m++) {
-        if (m >= count) break;
-        if (filters == VECTORS * LANES) {
-            for (int v = 0; v < VECTORS; v++) store(to[m] + v * LANES, sums[m][v]);
-        } else {
-            for (int v = 0; v < VECTORS; v++) store(row + v * LANES, sums[m][v]);
-            std::memcpy(to[m], row, filters * sizeof(float));
-        }
-    }
-}
-
 // Computes the products of all places of a group with one panel of `filters` <= WIDE filters.
 // skipping: leaves out rows of the window that see nothing but border, where `images` is one image.
 void panel(const Grid& grid, const float* images, const int64_t* begins, const float* packed, float* base,
-           const int64_t* ends, int64_t count, int64_t filters, bool skipping) {
+           const int64_t* ends, int64_t count, int64_t filters, const Epilogue& epilogue, bool skipping) {
     const float* from[TILE_ROWS];
     float* to[TILE_ROWS];
     const bool wide = filters > LANES;
@@ -93,7 +58,8 @@ void panel(const Grid& grid, const float* images, const int64_t* begins, const f
             from[m] = images + begins[place] + begin * grid.line();
             to[m] = base + ends[place];
         }
-        compute(from, end - begin, grid.run(), grid.line(), packed + begin * of_row, to, held, filters);
+        compute(from, end - begin, grid.run(), grid.line(), packed + begin * of_row, to, held, filters,
+                epilogue);
     }
 }
 
@@ -117,7 +83,8 @@ template <typename At> void pack(int64_t terms, int64_t filters, int64_t step, A
 // alone in any batch: of which rows a tile consists would else follow from the batch, and with them where 0 * inf is
 // added.
 void convolve(const Grid& grid, const float* x, int64_t images, const float* packed, int64_t filters,
-              const Target& target, float* copied, int64_t* begins, int64_t* ends, bool skipping) {
+              const Target& target, const Epilogue& epilogue, float* copied, int64_t* begins, int64_t* ends,
+              bool skipping) {
     int64_t group = grid.group(images);
     skipping = skipping && grid.group(std::numeric_limits<int64_t>::max()) == 1;
     grid.begins(group, begins);
@@ -131,8 +98,10 @@ void convolve(const Grid& grid, const float* x, int64_t images, const float* pac
         const float* part = packed;
         for (int64_t f = 0; f < filters; f += WIDE) {
             int64_t wide = std::min(WIDE, filters - f);
+            Epilogue of_panel = epilogue;
+            if (of_panel.bias) of_panel.bias += f;
             panel(grid, copied, begins, part, target.base + n * target.image + f, ends, held * grid.places(), wide,
-                  skipping);
+                  of_panel, skipping);
             part += grid.terms() * (wide > LANES ? WIDE : LANES);
         }
     }
@@ -141,9 +110,9 @@ void convolve(const Grid& grid, const float* x, int64_t images, const float* pac
 // Reserves scratch for convolve(); false where there is no memory.
 bool reserve(const Grid& grid, int64_t images, int64_t filters) {
     int64_t group = grid.group(images);
-    int64_t floats = Scratch::rounded(packed_size(grid.terms(), filters) * sizeof(float)) +
-                     Scratch::rounded((group * grid.size() + SLACK) * sizeof(float));
-    return scratch.reserve(floats + 2 * Scratch::rounded(group * grid.places() * sizeof(int64_t)));
+    int64_t bytes = Scratch::rounded(packed_size(grid.terms(), filters) * sizeof(float)) +
+                    Scratch::rounded((group * grid.size() + SLACK) * sizeof(float));
+    return scratch.reserve(bytes + 2 * Scratch::rounded(group * grid.places() * sizeof(int64_t)));
 }
 
 // One dimension of a phase of conv2d_input: which elements of x, and which rows of the kernel, meet.
@@ -165,8 +134,9 @@ struct Phase {
 extern "C" {
 
 // x: (images, height, width, channels), kernel: (kernel_height, kernel_width, channels, filters),
-// y: (images, out_height, out_width, filters), written. Returns 0; 1 where there is no memory.
-int disttrain_conv2d(const Geometry* g, const float* x, const float* kernel, float* y) {
+// bias: (filters) or null, y: (images, out_height, out_width, filters), written. Returns 0; 1 where there is no memory.
+int disttrain_conv2d(const Geometry* g, const float* x, const float* kernel, const float* bias, int64_t relu,
+                     float* y) {
     Grid grid = grid_of(*g);
     if (!reserve(grid, g->images, g->filters)) return 1;
     int64_t group = grid.group(g->images), filters = g->filters;
@@ -176,7 +146,7 @@ int disttrain_conv2d(const Geometry* g, const float* x, const float* kernel, flo
     int64_t* ends = scratch.take<int64_t>(group * grid.places());
     pack(grid.terms(), filters, 1, [&](int64_t term) { return kernel + term * filters; }, packed);
     Target target{y, grid.places() * filters, grid.columns * filters, filters};
-    convolve(grid, x, g->images, packed, filters, target, copied, begins, ends, false);
+    convolve(grid, x, g->images, packed, filters, target, {bias, relu != 0}, copied, begins, ends, false);
     return 0;
 }
 
@@ -205,7 +175,7 @@ int disttrain_conv2d_input(const Geometry* g, const float* cotangent, const floa
             int64_t line = g->width * g->channels;
             Target target{x + down.first * line + across.first * g->channels, g->height * line,
                           g->stride_down * line, g->stride_across * g->channels};
-            convolve(grid, cotangent, g->images, packed, g->channels, target, copied, begins, ends, true);
+            convolve(grid, cotangent, g->images, packed, g->channels, target, {}, copied, begins, ends, true);
         }
     }
     return 0;

@@ -1,0 +1,388 @@
+// Convolution with windows of 3 x 3 and stride 1 in fewer products, float32, channels last: Winograd's F(2 x 2, 3 x 3).
+//
+// A tile of 2 x 2 results y of a filter comes from 4 x 4 places of x:
+//
+//   y = A' [ sum over c of (G k G') * (B' x B) ] A        ' transposes, * is element by element
+//
+//        1  0 -1  0          1    0    0
+//   B' = 0  1  1  0     G = 1/2  1/2  1/2     A' = 1  1  1  0
+//        0 -1  1  0         1/2 -1/2  1/2          0  1 -1 -1
+//        0  1  0 -1          0    0    1
+//
+// which takes 16 products for each channel where the definition takes 36. For each of the 16 positions the sum over
+// channels is a product of matrices, (tiles, c) x (c, filters). The adjoint in x is such a convolution of the cotangent,
+// with kernels turned round; the adjoint in the kernel is  k = G' [ sum over tiles of (B' x B) * (A g A') ] G.
+//
+// A few tiles at a time are transformed, so that they stay in the L2 cache. Where a tile reaches beyond an image it
+// reads zeros, and what it computes there is not stored.
+//
+// Each element is a sum in one order, whatever tiles are computed together: of c within each position; in the adjoint
+// in the kernel of TILES tiles, then of those sums. A number that is not finite makes all results of its tiles so.
+//
+// Arrays are dense in C order, aligned to 4 bytes, and do not overlap. Source: Lavin & Gray, "Fast algorithms for
+// convolutional neural networks", 2015.
+
+#include "grid.h"
+#include "scratch.h"
+#include "tile.h"
+#include "transpose.h"
+
+using namespace disttrain;
+
+namespace {
+
+constexpr int64_t POSITIONS = 16;
+constexpr int64_t BLOCK_BYTES = 1 << 19;  // of transformed tiles: half of a small L2 cache
+constexpr int64_t TILES = 64;             // of a block, at most, so that transformed kernels are read less often
+constexpr int64_t FEWEST = 24;            // of a block; a multiple of TILE_ROWS
+
+thread_local Scratch scratch;
+
+// The five transforms of a line. `step`: between a line's elements.
+struct Data {  // B'
+    static constexpr int FROM = 4, TO = 4;
+    static void line(const Vector* x, int s, Vector* to, int t) {
+        to[0] = x[0] - x[2 * s];
+        to[t] = x[s] + x[2 * s];
+        to[2 * t] = x[2 * s] - x[s];
+        to[3 * t] = x[s] - x[3 * s];
+    }
+};
+
+struct Kernel {  // G
+    static constexpr int FROM = 3, TO = 4;
+    static void line(const Vector* k, int s, Vector* to, int t) {
+        Vector ends = k[0] + k[2 * s];
+        to[0] = k[0];
+        to[t] = 0.5f * (ends + k[s]);
+        to[2 * t] = 0.5f * (ends - k[s]);
+        to[3 * t] = k[2 * s];
+    }
+};
+
+struct Result {  // A'
+    static constexpr int FROM = 4, TO = 2;
+    static void line(const Vector* m, int s, Vector* to, int t) {
+        to[0] = m[0] + m[s] + m[2 * s];
+        to[t] = m[s] - m[2 * s] - m[3 * s];
+    }
+};
+
+struct Cotangent {  // A
+    static constexpr int FROM = 2, TO = 4;
+    static void line(const Vector* g, int s, Vector* to, int t) {
+        to[0] = g[0];
+        to[t] = g[0] + g[s];
+        to[2 * t] = g[0] - g[s];
+        to[3 * t] = -g[s];
+    }
+};
+
+struct KernelCotangent {  // G'
+    static constexpr int FROM = 4, TO = 3;
+    static void line(const Vector* u, int s, Vector* to, int t) {
+        to[0] = u[0] + 0.5f * (u[s] + u[2 * s]);
+        to[t] = 0.5f * (u[s] - u[2 * s]);
+        to[2 * t] = u[3 * s] + 0.5f * (u[s] + u[2 * s]);
+    }
+};
+
+// Transforms the columns and then the rows of a square.
+template <typename T> inline void transform(const Vector* from, Vector* to) {
+    Vector half[T::TO * T::FROM];
+#pragma GCC unroll 4
+    for (int j = 0; j < T::FROM; j++) T::line(from + j, T::FROM, half + j, T::FROM);
+#pragma GCC unroll 4
+    for (int i = 0; i < T::TO; i++) T::line(half + i * T::FROM, 1, to + i * T::TO, 1);
+}
+
+int64_t whole(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+
+// Images, and the squares on them that tiles begin with: tile (p, q) at (2 p - top, 2 q - left).
+template <typename Number> struct Images {
+    Number* data;
+    int64_t height, width, channels;
+    int64_t top, left;
+
+    // Gives the addresses of the SIDE x SIDE places of a tile of image n; `outside` for those that are not on the image.
+    template <int SIDE> void places(int64_t n, int64_t p, int64_t q, Number* outside, Number** to) const {
+        const int64_t row = 2 * p - top, column = 2 * q - left, line = width * channels;
+        if (row >= 0 && column >= 0 && row + SIDE <= height && column + SIDE <= width) {
+            Number* first = data + ((n * height + row) * width + column) * channels;
+            for (int i = 0; i < SIDE; i++)
+                for (int j = 0; j < SIDE; j++) to[i * SIDE + j] = first + i * line + j * channels;
+            return;
+        }
+        for (int64_t r = row; r < row + SIDE; r++) {
+            for (int64_t c = column; c < column + SIDE; c++) {
+                const bool inside = r >= 0 && c >= 0 && r < height && c < width;
+                *to++ = inside ? data + ((n * height + r) * width + c) * channels : outside;
+            }
+        }
+    }
+};
+
+// The tiles of all images, in order; walks from one to the next.
+struct Tiles {
+    int64_t images, down, across;
+    int64_t n = 0, p = 0, q = 0;
+
+    Tiles(int64_t images, int64_t height, int64_t width)
+        : images(images), down((height + 1) / 2), across((width + 1) / 2) {}
+    int64_t count() const { return images * down * across; }
+    void next() {
+        if (++q == across) q = 0, p++;
+        if (p == down) p = 0, n++;
+    }
+    Tiles after(int64_t count) const {
+        Tiles made = *this;
+        for (int64_t m = 0; m < count; m++) made.next();
+        return made;
+    }
+};
+
+// Asks for the memory of `count` tiles while other work is done, spread over `calls` calls: a tile's lines are too far
+// apart for a processor to guess. Of SIDE x SIDE places the last 2 x 2: the others belong to tiles before.
+template <int SIDE, typename Number> struct Fetch {
+    Images<Number> images;
+    Tiles tiles;
+    int64_t count, calls;
+    int64_t channels = images.channels;
+    int64_t call = 0, asked = 0;
+
+    void operator()() {
+        Number* places[SIDE * SIDE];
+        for (call++; asked * calls < count * call; asked++, tiles.next()) {
+            images.template places<SIDE>(tiles.n, tiles.p, tiles.q, nullptr, places);
+            for (int i = SIDE - 2; i < SIDE; i++)
+                for (int j = SIDE - 2; j < SIDE; j++)
+                    for (int64_t c = 0; places[i * SIDE + j] && c < channels; c += CACHE_LINE / 4)
+                        __builtin_prefetch(places[i * SIDE + j] + c);
+        }
+    }
+};
+
+// Transformed tiles: for each position a matrix of (tiles, channels). A row begins at a multiple of 64 bytes.
+struct Planes {
+    float* data;
+    int64_t row, plane;
+
+    // One more vector a row: rows would else fall on few sets of the L1 cache.
+    static int64_t pitch(int64_t channels) { return whole(channels) + CACHE_LINE / 4; }
+    static int64_t size(int64_t tiles, int64_t channels) {
+        return POSITIONS * (tiles * pitch(channels) + CACHE_LINE / 4) + SLACK;
+    }
+    Planes(float* data, int64_t tiles, int64_t channels)
+        : data(data), row(pitch(channels)), plane(tiles * row + CACHE_LINE / 4) {}
+    float* at(int64_t position, int64_t tile) const { return data + position * plane + tile * row; }
+};
+
+// Transforms the next `count` tiles. zeros: `x.channels` of them. The rest of a last vector is zeros.
+template <typename T>
+void transform_tiles(Tiles tiles, const Images<const float>& x, int64_t count, const float* zeros,
+                     const Planes& planes) {
+    const float* from[T::FROM * T::FROM];
+    for (int64_t m = 0; m < count; m++, tiles.next()) {
+        x.template places<T::FROM>(tiles.n, tiles.p, tiles.q, zeros, from);
+        float* to = planes.at(0, m);
+        for (int64_t c = 0; c < x.channels; c += LANES) {
+            Vector square[T::FROM * T::FROM], made[POSITIONS];
+            int64_t held = std::min(LANES, x.channels - c);
+            if (held == LANES) {
+#pragma GCC unroll 16
+                for (int i = 0; i < T::FROM * T::FROM; i++) square[i] = load(from[i] + c);
+            } else {
+                for (int i = 0; i < T::FROM * T::FROM; i++) square[i] = load_first(from[i] + c, held);
+            }
+            transform<T>(square, made);
+#pragma GCC unroll 16
+            for (int64_t t = 0; t < POSITIONS; t++) store(to + t * planes.plane + c, made[t]);
+        }
+    }
+}
+
+// Transforms a kernel of (3, 3, channels, filters), or for its adjoint one of (3, 3, filters, channels) turned round, to
+// panels of WIDE filters, the last perhaps of LANES: of each the 16 positions, (channels, WIDE).
+void pack(const float* kernel, int64_t channels, int64_t filters, bool turned, float* packed) {
+    Vector square[9][LANES];  // of each place of the window, a few channels x filters
+    for (int64_t f = 0; f < filters; f += LANES) {
+        int64_t panel = f / WIDE * WIDE, wide = filters - panel > LANES ? WIDE : LANES;
+        float* of_filters = packed + POSITIONS * channels * panel + f - panel;
+        int64_t width = std::min(LANES, filters - f);
+        for (int64_t c = 0; c < channels; c += LANES) {
+            int64_t depth = std::min(LANES, channels - c);
+            for (int i = 0; i < 9; i++) {
+                if (turned) {
+                    const float* from = kernel + ((8 - i) * filters + f) * channels + c;
+                    for (int64_t b = 0; b < LANES; b++)
+                        square[i][b] = b < width ? load_first(from + b * channels, depth) : Vector{};
+                    transpose(square[i]);
+                } else {
+                    const float* from = kernel + (i * channels + c) * filters + f;
+                    for (int64_t a = 0; a < depth; a++) square[i][a] = load_first(from + a * filters, width);
+                }
+            }
+            for (int64_t a = 0; a < depth; a++) {
+                Vector from[9], made[POSITIONS];
+                for (int i = 0; i < 9; i++) from[i] = square[i][a];
+                transform<Kernel>(from, made);
+                for (int64_t t = 0; t < POSITIONS; t++) store(of_filters + (t * channels + c + a) * wide, made[t]);
+            }
+        }
+    }
+}
+
+// Transforms VECTORS * LANES filters of products back, of which `held` are stored.
+template <int VECTORS>
+void put_results(Tiles tiles, const Images<float>& y, int64_t count, const Planes& products, int64_t held,
+                 const Epilogue& epilogue) {
+    float* to[4];
+    for (int64_t m = 0; m < count; m++, tiles.next()) {
+        y.places<2>(tiles.n, tiles.p, tiles.q, nullptr, to);
+        Vector made[4][VECTORS];
+        for (int v = 0; v < VECTORS; v++) {
+            Vector from[POSITIONS], results[4];
+#pragma GCC unroll 16
+            for (int64_t t = 0; t < POSITIONS; t++) from[t] = load(products.at(t, m) + v * LANES);
+            transform<Result>(from, results);
+            for (int i = 0; i < 4; i++) made[i][v] = results[i];
+        }
+        for (int i = 0; i < 4; i++)
+            if (to[i]) store_first<VECTORS>(to[i], made[i], held, epilogue);
+    }
+}
+
+// Computes y from x and a kernel that pack() has packed, by blocks of `block` tiles.
+template <int VECTORS>
+void put_panel(const Tiles& tiles, const Planes& data, int64_t channels, const float* packed, const Images<float>& y,
+               int64_t count, const Planes& products, int64_t held, const Epilogue& epilogue, Fetch<4, const float>& ahead) {
+    Fetch<2, float> results{y, tiles, count, POSITIONS * ((count + TILE_ROWS - 1) / TILE_ROWS), held};
+    const float* from[TILE_ROWS];
+    float* to[TILE_ROWS];
+    for (int64_t t = 0; t < POSITIONS; t++, packed += channels * VECTORS * LANES) {
+        for (int64_t m = 0; m < count; m += TILE_ROWS) {
+            int rows = static_cast<int>(std::min<int64_t>(TILE_ROWS, count - m));
+            for (int i = 0; i < TILE_ROWS; i++) {
+                from[i] = data.at(t, m + std::min(i, rows - 1));  // the last row again, where there is none
+                to[i] = products.at(t, m + std::min(i, rows - 1));
+            }
+            tile<TILE_ROWS, VECTORS>(from, 1, channels, 0, packed, to, rows, VECTORS * LANES, {});
+            results();
+            ahead();
+        }
+    }
+    put_results<VECTORS>(tiles, y, count, products, held, epilogue);
+}
+
+// Returns how many tiles to treat together, of `floats` transformed ones each.
+int64_t block_of(int64_t floats) {
+    int64_t fitting = BLOCK_BYTES / (POSITIONS * floats * static_cast<int64_t>(sizeof(float)));
+    return std::max(FEWEST, std::min(TILES, fitting / FEWEST * FEWEST));
+}
+
+int convolve(int64_t images, const Images<const float>& x, const Images<float>& y, const float* kernel, bool turned,
+             const Epilogue& epilogue) {
+    Tiles tiles(images, y.height, y.width);
+    int64_t block = block_of(Planes::pitch(x.channels) + WIDE);
+    int64_t packed_size = POSITIONS * x.channels * whole(y.channels);
+    int64_t floats[] = {packed_size, Planes::size(block, x.channels), Planes::size(block, WIDE), x.channels};
+    int64_t bytes = 0;
+    for (int64_t each : floats) bytes += Scratch::rounded(each * sizeof(float));
+    if (!scratch.reserve(bytes)) return 1;
+    float* packed = scratch.take<float>(floats[0]);
+    Planes data(scratch.take<float>(floats[1]), block, x.channels);
+    Planes products(scratch.take<float>(floats[2]), block, WIDE);
+    float* zeros = scratch.take<float>(floats[3]);
+    std::fill(zeros, zeros + x.channels, 0.0f);
+    pack(kernel, x.channels, y.channels, turned, packed);
+    for (int64_t first = 0; first < tiles.count(); first += block) {
+        int64_t count = std::min(block, tiles.count() - first);
+        const Tiles following = tiles.after(count);
+        Fetch<4, const float> ahead{x, following, std::min(block, tiles.count() - first - count),
+                                    POSITIONS * ((count + TILE_ROWS - 1) / TILE_ROWS) * ((y.channels + WIDE - 1) / WIDE)};
+        transform_tiles<Data>(tiles, x, count, zeros, data);
+        for (int64_t f = 0; f < y.channels; f += WIDE) {
+            int64_t held = std::min(WIDE, y.channels - f);
+            Images<float> part = y;
+            part.data += f;
+            Epilogue of_panel = epilogue;
+            if (of_panel.bias) of_panel.bias += f;
+            auto put = held > LANES ? put_panel<2> : put_panel<1>;
+            put(tiles, data, x.channels, packed + POSITIONS * x.channels * f, part, count, products, held,
+                of_panel, ahead);
+        }
+        tiles = following;
+    }
+    return 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+// As disttrain_conv2d, for windows of 3 x 3 and strides of 1.
+int disttrain_winograd(const Geometry* g, const float* x, const float* kernel, const float* bias, int64_t relu,
+                       float* y) {
+    return convolve(g->images, {x, g->height, g->width, g->channels, g->top, g->left},
+                    {y, g->out_height, g->out_width, g->filters, 0, 0}, kernel, false, {bias, relu != 0});
+}
+
+// As disttrain_conv2d_input, for windows of 3 x 3 and strides of 1.
+int disttrain_winograd_input(const Geometry* g, const float* cotangent, const float* kernel, float* x) {
+    return convolve(g->images, {cotangent, g->out_height, g->out_width, g->filters, 2 - g->top, 2 - g->left},
+                    {x, g->height, g->width, g->channels, 0, 0}, kernel, true, {});
+}
+
+// As disttrain_conv2d_kernel, for windows of 3 x 3 and strides of 1.
+int disttrain_winograd_kernel(const Geometry* g, const float* x, const float* cotangent, float* kernel) {
+    Tiles tiles(g->images, g->out_height, g->out_width);
+    Images<const float> left{x, g->height, g->width, g->channels, g->top, g->left};
+    Images<const float> right{cotangent, g->out_height, g->out_width, g->filters, 0, 0};
+    int64_t channels = g->channels, filters = g->filters, line = whole(filters), most = std::max(channels, filters);
+    int64_t block = block_of(Planes::pitch(channels) + Planes::pitch(filters));
+    int64_t floats[] = {Planes::size(block, channels), Planes::size(block, filters), most,
+                        POSITIONS * channels * line};
+    int64_t bytes = Scratch::rounded(block * sizeof(int64_t));
+    for (int64_t each : floats) bytes += Scratch::rounded(each * sizeof(float));
+    if (!scratch.reserve(bytes)) return 1;
+    Planes data(scratch.take<float>(floats[0]), block, channels);
+    Planes cotangents(scratch.take<float>(floats[1]), block, filters);
+    float* zeros = scratch.take<float>(floats[2]);
+    float* sums = scratch.take<float>(floats[3]);
+    int64_t* begins = scratch.take<int64_t>(block);
+    std::fill(zeros, zeros + most, 0.0f);
+    std::fill(sums, sums + floats[3], 0.0f);
+    for (int64_t m = 0; m < block; m++) begins[m] = m * data.row;
+    for (int64_t first = 0; first < tiles.count(); first += block) {
+        int64_t count = std::min(block, tiles.count() - first);
+        const Tiles following = tiles.after(count);
+        const int64_t left_over = std::min(block, tiles.count() - first - count);
+        const int64_t calls = POSITIONS * ((line + WIDE - 1) / WIDE);
+        Fetch<4, const float> of_data{left, following, left_over, calls};
+        Fetch<2, const float> of_cotangents{right, following, left_over, calls};
+        transform_tiles<Data>(tiles, left, count, zeros, data);
+        transform_tiles<Cotangent>(tiles, right, count, zeros, cotangents);
+        for (int64_t t = 0; t < POSITIONS; t++) {
+            for (int64_t f = 0; f < line; f += WIDE) {
+                auto add = line - f > LANES ? deep_run<2> : deep_run<1>;
+                add(data.at(t, 0), channels, begins, cotangents.at(t, 0) + f, cotangents.row, count,
+                    sums + t * channels * line + f, line, std::min(WIDE, line - f));
+                of_data();
+                of_cotangents();
+            }
+        }
+        tiles = following;
+    }
+    for (int64_t c = 0; c < channels; c++) {
+        for (int64_t f = 0; f < filters; f += LANES) {
+            Vector from[POSITIONS], made[9];
+            for (int64_t t = 0; t < POSITIONS; t++) from[t] = load(sums + (t * channels + c) * line + f);
+            transform<KernelCotangent>(from, made);
+            for (int64_t i = 0; i < 9; i++)
+                store_first(kernel + (i * channels + c) * filters + f, made[i], std::min(LANES, filters - f));
+        }
+    }
+    return 0;
+}
+
+}  // extern "C"
