@@ -216,7 +216,7 @@ def test_predictions_are_planned_and_are_those_of_the_model():
     for _ in range(3):
         np.testing.assert_array_equal(model.predict(x, batch_size=8), eagerly())
         model.fit(x, y, batch_size=25, verbose=0)
-    assert [shape for ((shape, _),) in model._prediction.replay.plans] == [(8, 8, 8, 1), (2, 8, 8, 1)]
+    assert [shape for ((shape, _), _) in model._prediction.replay.plans] == [(8, 8, 8, 1), (2, 8, 8, 1)]
 
 
 def test_a_layer_that_changes_between_predictions_is_noticed():
