@@ -25,15 +25,21 @@ class InstructionSet:
     options: tuple[str, ...]
 
 
-# The widest first. Without an option a compiler may choose 256-bit vectors for a CPU that has wider ones.
+# Without an option a compiler may choose 256-bit vectors for a CPU that has wider ones.
+_AVX512 = InstructionSet(
+    name="avx512",
+    flags=frozenset({"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx2", "fma"}),
+    options=("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx2", "-mfma", "-mprefer-vector-width=512"),
+)
+
+# The widest first.
 _ALL = (
     InstructionSet(
-        name="avx512",
-        flags=frozenset({"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx2", "fma"}),
-        options=(
-            "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx2", "-mfma", "-mprefer-vector-width=512",
-        ),
+        name="amx",  # matrix units beside vectors; nobody has run it on a CPU that has them yet
+        flags=_AVX512.flags | {"amx_tile", "amx_bf16"},
+        options=(*_AVX512.options, "-mamx-tile", "-mamx-bf16"),
     ),
+    _AVX512,
     InstructionSet(name="avx2", flags=frozenset({"avx2", "fma"}), options=("-mavx2", "-mfma")),
     InstructionSet(name="portable", flags=frozenset(), options=()),
 )  # fmt: skip

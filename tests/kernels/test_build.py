@@ -49,6 +49,8 @@ def pooled():
 @pytest.mark.parametrize(
     ("wanted", "flags", "name"),
     [
+        ("", AVX512 | {"amx_tile", "amx_bf16"}, "amx"),
+        ("", AVX512 | {"amx_tile"}, "avx512"),
         ("", AVX512 | {"sse2"}, "avx512"),
         ("", AVX512 - {"avx512vl"}, "avx2"),
         ("", AVX2 - {"fma"}, "portable"),
@@ -70,7 +72,7 @@ def test_numpy_can_be_asked_for_anywhere(monkeypatch):
     assert library.chosen().reason == ""
 
 
-@pytest.mark.parametrize("wanted", ["sse9", "amx", "AVX2", "avx512 "])
+@pytest.mark.parametrize("wanted", ["sse9", "amx3", "AVX2", "avx512 "])
 def test_a_name_that_does_not_exist_is_an_error_that_names_those_that_do(wanted):
     with pytest.raises(ConfigError, match=f"DISTTRAIN_KERNELS={wanted}.*possible here: numpy, portable, avx2$"):
         choose(wanted, AVX2)

@@ -16,7 +16,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "epilogue.h"
 #include "scratch.h"
+#include "tiles.h"
 #include "transpose.h"
 #include "vector.h"
 
@@ -32,8 +34,6 @@ static_assert(PRODUCT_ROWS <= LANES && COLUMNS % WIDE == 0);
 thread_local Scratch scratch, narrow;
 
 int64_t divided_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
-
-Vector relu(Vector v) { return Vector{} > v ? Vector{} : v; }  // in this order NaN stays
 
 // Computes a tile of c of ROWS x `columns` <= VECTORS * LANES elements from `depth` products each.
 // a: (ROWS, depth) of any distances; b: (depth, VECTORS * LANES), rows `b_row` apart.
@@ -134,26 +134,22 @@ void copy(const float* from, int64_t step, int64_t lines, int64_t depth, float* 
     }
 }
 
-// multiply() for few columns: c is computed as a transpose, so that the rows of a, which are many, share vectors.
+// multiply_by_vectors() for few columns: c is computed as a transpose, so that the rows of a, which are many, share vectors.
 bool multiply_narrow(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* c, int64_t c_row,
                      const Epilogue& epilogue) {
     if (!narrow.reserve(n * COLUMNS * sizeof(float))) return false;
     float* turned = narrow.take<float>(n * COLUMNS);
-    Vector bias = epilogue.bias ? load_first(epilogue.bias, n) : Vector{};
     for (int64_t first = 0; first < m; first += COLUMNS) {
         const int64_t rows = std::min(COLUMNS, m - first);
-        if (!multiply(n, rows, k, {b.data, b.column, b.row}, {a.data + first * a.row, a.column, a.row}, turned, COLUMNS))
+        if (!multiply_by_vectors(n, rows, k, {b.data, b.column, b.row}, {a.data + first * a.row, a.column, a.row}, turned,
+                                 COLUMNS, {}))
             return false;
         for (int64_t i = 0; i < rows; i += LANES) {
             Vector square[LANES] = {};
             for (int64_t j = 0; j < n; j++) square[j] = load(turned + j * COLUMNS + i);
             transpose(square);
-            for (int64_t q = 0; q < std::min(LANES, rows - i); q++, c += c_row) {
-                Vector sum = square[q];
-                if (epilogue.add) sum = load_first(c, n) + sum;
-                if (epilogue.bias) sum += bias;
-                store_first(c, epilogue.relu ? relu(sum) : sum, n);
-            }
+            for (int64_t q = 0; q < std::min(LANES, rows - i); q++, c += c_row)
+                finish(square[q], c, n, epilogue.bias, epilogue);
         }
     }
     return true;
@@ -161,7 +157,8 @@ bool multiply_narrow(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float*
 
 }  // namespace
 
-bool multiply(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* c, int64_t c_row, const Epilogue& epilogue) {
+bool multiply_by_vectors(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* c, int64_t c_row,
+                         const Epilogue& epilogue) {
     if (m == 0 || n == 0) return true;
     // rows that lie apart by a multiple of 2048 bytes share a few sets of the L1 cache
     const bool slow = a.column != 1 || a.row % 512 == 0;
@@ -214,6 +211,14 @@ bool multiply(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* c, int
     return true;
 }
 
+bool multiply(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* c, int64_t c_row, const Epilogue& epilogue,
+              [[maybe_unused]] Precision precision) {
+#if defined(DISTTRAIN_TILES)
+    if (tiles_work()) return multiply_by_tiles(m, n, k, a, b, c, c_row, epilogue, precision);
+#endif
+    return multiply_by_vectors(m, n, k, a, b, c, c_row, epilogue);
+}
+
 }  // namespace disttrain
 
 using namespace disttrain;
@@ -239,7 +244,7 @@ int disttrain_matmul(const Products* p, const float* a, const float* b, const fl
         const float *left = a, *right = b;
         for (int x = 0; x < AXES; x++) left += at[x] * p->a_steps[x], right += at[x] * p->b_steps[x];
         if (!multiply(p->m, p->n, p->k, {left, p->a_row, p->a_column}, {right, p->b_row, p->b_column}, c, p->n,
-                      epilogue))
+                      epilogue, static_cast<Precision>(p->precision)))
             return 1;
         for (int x = AXES - 1; x >= 0 && ++at[x] == p->counts[x]; x--) at[x] = 0;
     }

@@ -19,12 +19,23 @@ struct Epilogue {
     bool add = false;  // to what c holds; else c is only written
 };
 
+// How exactly: as in disttrain/kernels/precision.py. Without matrix units all of them compute in float32.
+enum class Precision : int64_t { highest, high, medium };
+
 // Computes c[i * c_row + j] = act(sum over p of a(i, p) * b(p, j) + bias[j]) for i < m, j < n, p < k; false where
 // there is no memory. c does not overlap what is read.
 //
-// The bits of an element follow from its row of a, its column of b, k, bias and what c held, whatever else is computed
+// The bits of an element follow from its row of a, its column of b, k, precision, bias and what c held, whatever else is computed
 // with it and wherever it lies. NaN and infinity arrive as in the definition, with relu too.
 bool multiply(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* c, int64_t c_row,
-              const Epilogue& epilogue = {});
+              const Epilogue& epilogue = {}, Precision precision = Precision::highest);
+
+// The two ways to do so: in float32, and by matrix units, where the sources are compiled for them and the first product
+// shows that they are there and do what is believed of them.
+bool tiles_work();
+bool multiply_by_vectors(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* c, int64_t c_row,
+                         const Epilogue& epilogue);
+bool multiply_by_tiles(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* c, int64_t c_row,
+                       const Epilogue& epilogue, Precision precision);
 
 }  // namespace disttrain
