@@ -36,6 +36,42 @@ struct Target {
     int64_t image, row, column;
 };
 
+// Computes `count` <= ROWS rows of a product: row m is the sum over runs of from[m][...] * packed[...].
+// packed: (runs * run, VECTORS * LANES), aligned to 64 bytes. to[m]: `filters` <= VECTORS * LANES floats.
+template <int ROWS, int VECTORS>
+void row_tile(const float* const* from, int64_t runs, int64_t run, int64_t line, const float* packed, float* const* to,
+              int count, int64_t filters, const Epilogue& epilogue) {
+    Vector sums[ROWS][VECTORS] = {};
+    const float* rows[ROWS];
+    for (int m = 0; m < ROWS; m++) rows[m] = from[m];
+    for (int64_t i = 0; i < runs; i++) {
+        for (int64_t k = 0; k < run; k++, packed += VECTORS * LANES) {
+            Vector right[VECTORS];
+            for (int v = 0; v < VECTORS; v++) right[v] = load(packed + v * LANES);
+#pragma GCC unroll 16
+            for (int m = 0; m < ROWS; m++) {
+                Vector left = broadcast(rows[m][k]);
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; v++) sums[m][v] = multiply_add(left, right[v], sums[m][v]);
+            }
+        }
+        for (int m = 0; m < ROWS; m++) rows[m] += line;
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < ROWS; m++) {
+        if (m >= count) break;
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) {
+            const int64_t held = std::min(LANES, filters - v * LANES);
+            Vector sum = sums[m][v];
+            if (epilogue.bias) sum += load_first(epilogue.bias + v * LANES, held);
+            if (epilogue.relu) sum = relu(sum);
+            if (held == LANES) store(to[m] + v * LANES, sum);
+            else store_first(to[m] + v * LANES, sum, held);
+        }
+    }
+}
+
 // Computes the products of all places of a group with one panel of `filters` <= WIDE filters.
 // skipping: leaves out rows of the window that see nothing but border, where `images` is one image.
 void panel(const Grid& grid, const float* images, const int64_t* begins, const float* packed, float* base,
@@ -43,7 +79,7 @@ void panel(const Grid& grid, const float* images, const int64_t* begins, const f
     const float* from[TILE_ROWS];
     float* to[TILE_ROWS];
     const bool wide = filters > LANES;
-    auto compute = wide ? tile<TILE_ROWS, 2> : tile<TILE_ROWS, 1>;
+    auto compute = wide ? row_tile<TILE_ROWS, 2> : row_tile<TILE_ROWS, 1>;
     const int64_t of_row = grid.run() * (wide ? WIDE : LANES);
     for (int64_t first = 0; first < count; first += TILE_ROWS) {
         int held = static_cast<int>(std::min<int64_t>(TILE_ROWS, count - first));

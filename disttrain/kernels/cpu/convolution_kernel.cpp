@@ -12,22 +12,65 @@
 
 #include "grid.h"
 #include "scratch.h"
-#include "tile.h"
+#include "vector.h"
 
 using namespace disttrain;
 
 namespace {
 
+constexpr int64_t WIDE = 2 * LANES;  // filters of a tile
 constexpr int64_t CHUNK = 128;       // places summed in registers before memory is added to; their g stays in L1
 
 thread_local Scratch scratch;
+
+// Adds to `sums`, (ROWS, step) floats of which `rows` x `filters` are used, the products of `count` places.
+// x + begins[p]: ROWS floats are read. g: VECTORS * LANES floats are read for each place, `line` apart.
+template <int ROWS, int VECTORS>
+void deep_tile(const float* x, const int64_t* begins, const float* g, int64_t line, int64_t count, float* sums,
+               int64_t step, int64_t rows, int64_t filters) {
+    Vector held[ROWS][VECTORS] = {};
+    for (int64_t p = 0; p < count; p++, g += line) {
+        const float* left = x + begins[p];
+        Vector right[VECTORS];
+        for (int v = 0; v < VECTORS; v++) right[v] = load(g + v * LANES);
+#pragma GCC unroll 16
+        for (int m = 0; m < ROWS; m++) {
+            Vector each = broadcast(left[m]);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) held[m][v] = multiply_add(each, right[v], held[m][v]);
+        }
+    }
+    float row[VECTORS * LANES];
+#pragma GCC unroll 16
+    for (int m = 0; m < ROWS; m++) {
+        if (m >= rows) break;
+        float* to = sums + m * step;
+        if (filters == VECTORS * LANES) {
+            for (int v = 0; v < VECTORS; v++) store(to + v * LANES, load(to + v * LANES) + held[m][v]);
+        } else {
+            for (int v = 0; v < VECTORS; v++) store(row + v * LANES, held[m][v]);
+            for (int64_t f = 0; f < filters; f++) to[f] += row[f];
+        }
+    }
+}
 
 // Adds the products of `count` <= CHUNK places with VECTORS * LANES filters to all rows of the kernel's gradient.
 template <int VECTORS>
 void deep_panel(const Grid& grid, const float* x, const int64_t* begins, const float* g, int64_t line, int64_t count,
                 float* sums, int64_t step, int64_t filters) {
-    for (int64_t i = 0; i < grid.window_height; i++, x += grid.line())
-        deep_run<VECTORS>(x, grid.run(), begins, g, line, count, sums + i * grid.run() * step, step, filters);
+    for (int64_t i = 0; i < grid.window_height; i++, x += grid.line()) {
+        for (int64_t k = 0; k < grid.run();) {
+            int64_t left = grid.run() - k;
+            float* to = sums + (i * grid.run() + k) * step;
+            if (left > 2 * DEEP_REST) {
+                deep_tile<DEEP_ROWS, VECTORS>(x + k, begins, g, line, count, to, step, left, filters);
+                k += DEEP_ROWS;
+            } else {
+                deep_tile<DEEP_REST, VECTORS>(x + k, begins, g, line, count, to, step, left, filters);
+                k += DEEP_REST;
+            }
+        }
+    }
 }
 
 }  // namespace

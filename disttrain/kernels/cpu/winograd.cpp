@@ -17,12 +17,15 @@
 // reads zeros, and what it computes there is not stored.
 //
 // Each element is a sum in one order, whatever tiles are computed together: of c within each position; in the adjoint
-// in the kernel of TILES tiles, then of those sums. A number that is not finite makes all results of its tiles so.
+// in the kernel of a block of tiles, then of those sums, where blocks follow from the shapes. A number that is not finite makes all results of its tiles so.
 //
 // Arrays are dense in C order, aligned to 4 bytes, and do not overlap. Source: Lavin & Gray, "Fast algorithms for
 // convolutional neural networks", 2015.
 
+#include <atomic>
+
 #include "grid.h"
+#include "parallel.h"
 #include "scratch.h"
 #include "tile.h"
 #include "transpose.h"
@@ -32,11 +35,11 @@ using namespace disttrain;
 namespace {
 
 constexpr int64_t POSITIONS = 16;
-constexpr int64_t BLOCK_BYTES = 1 << 19;  // of transformed tiles: half of a small L2 cache
-constexpr int64_t TILES = 64;             // of a block, at most, so that transformed kernels are read less often
-constexpr int64_t FEWEST = 24;            // of a block; a multiple of TILE_ROWS
+constexpr int64_t TILES = 42;      // of a block: a multiple of the rows of most tiles of a product
+constexpr int64_t LEAST_SUM = 64;  // tiles of a sum in the adjoint in the kernel
+constexpr int64_t MOST_SUM = 256;
 
-thread_local Scratch scratch;
+thread_local Scratch scratch, of_part;
 
 // The five transforms of a line. `step`: between a line's elements.
 struct Data {  // B'
@@ -136,7 +139,8 @@ struct Tiles {
     }
     Tiles after(int64_t count) const {
         Tiles made = *this;
-        for (int64_t m = 0; m < count; m++) made.next();
+        const int64_t tile = (n * down + p) * across + q + count;
+        made.n = tile / (down * across), made.p = tile / across % down, made.q = tile % across;
         return made;
     }
 };
@@ -177,12 +181,12 @@ struct Planes {
     float* at(int64_t position, int64_t tile) const { return data + position * plane + tile * row; }
 };
 
-// Transforms the next `count` tiles. zeros: `x.channels` of them. The rest of a last vector is zeros.
+// Transforms the next tiles to rows first ... last - 1. zeros: `x.channels` of them. The rest of a last vector is zeros.
 template <typename T>
-void transform_tiles(Tiles tiles, const Images<const float>& x, int64_t count, const float* zeros,
+void transform_tiles(Tiles tiles, const Images<const float>& x, int64_t first, int64_t last, const float* zeros,
                      const Planes& planes) {
     const float* from[T::FROM * T::FROM];
-    for (int64_t m = 0; m < count; m++, tiles.next()) {
+    for (int64_t m = first; m < last; m++, tiles.next()) {
         x.template places<T::FROM>(tiles.n, tiles.p, tiles.q, zeros, from);
         float* to = planes.at(0, m);
         for (int64_t c = 0; c < x.channels; c += LANES) {
@@ -232,88 +236,86 @@ void pack(const float* kernel, int64_t channels, int64_t filters, bool turned, f
     }
 }
 
-// Transforms VECTORS * LANES filters of products back, of which `held` are stored.
-template <int VECTORS>
-void put_results(Tiles tiles, const Images<float>& y, int64_t count, const Planes& products, int64_t held,
+// Transforms the products of `filters` <= WIDE filters back.
+void put_results(Tiles tiles, const Images<float>& y, int64_t count, const Planes& products, int64_t filters,
                  const Epilogue& epilogue) {
     float* to[4];
     for (int64_t m = 0; m < count; m++, tiles.next()) {
         y.places<2>(tiles.n, tiles.p, tiles.q, nullptr, to);
-        Vector made[4][VECTORS];
-        for (int v = 0; v < VECTORS; v++) {
-            Vector from[POSITIONS], results[4];
+        for (int64_t f = 0; f < filters; f += LANES) {
+            Vector from[POSITIONS], made[4];
 #pragma GCC unroll 16
-            for (int64_t t = 0; t < POSITIONS; t++) from[t] = load(products.at(t, m) + v * LANES);
-            transform<Result>(from, results);
-            for (int i = 0; i < 4; i++) made[i][v] = results[i];
-        }
-        for (int i = 0; i < 4; i++)
-            if (to[i]) store_first<VECTORS>(to[i], made[i], held, epilogue);
-    }
-}
-
-// Computes y from x and a kernel that pack() has packed, by blocks of `block` tiles.
-template <int VECTORS>
-void put_panel(const Tiles& tiles, const Planes& data, int64_t channels, const float* packed, const Images<float>& y,
-               int64_t count, const Planes& products, int64_t held, const Epilogue& epilogue, Fetch<4, const float>& ahead) {
-    Fetch<2, float> results{y, tiles, count, POSITIONS * ((count + TILE_ROWS - 1) / TILE_ROWS), held};
-    const float* from[TILE_ROWS];
-    float* to[TILE_ROWS];
-    for (int64_t t = 0; t < POSITIONS; t++, packed += channels * VECTORS * LANES) {
-        for (int64_t m = 0; m < count; m += TILE_ROWS) {
-            int rows = static_cast<int>(std::min<int64_t>(TILE_ROWS, count - m));
-            for (int i = 0; i < TILE_ROWS; i++) {
-                from[i] = data.at(t, m + std::min(i, rows - 1));  // the last row again, where there is none
-                to[i] = products.at(t, m + std::min(i, rows - 1));
+            for (int64_t t = 0; t < POSITIONS; t++) from[t] = load(products.at(t, m) + f);
+            transform<Result>(from, made);
+            const int64_t held = std::min(LANES, filters - f);
+            const Vector bias = epilogue.bias ? load_first(epilogue.bias + f, held) : Vector{};
+            for (int i = 0; i < 4; i++) {
+                if (!to[i]) continue;
+                if (epilogue.bias) made[i] += bias;
+                if (epilogue.relu) made[i] = relu(made[i]);
+                if (held == LANES) store(to[i] + f, made[i]);
+                else store_first(to[i] + f, made[i], held);
             }
-            tile<TILE_ROWS, VECTORS>(from, 1, channels, 0, packed, to, rows, VECTORS * LANES, {});
-            results();
-            ahead();
         }
     }
-    put_results<VECTORS>(tiles, y, count, products, held, epilogue);
 }
 
-// Returns how many tiles to treat together, of `floats` transformed ones each.
-int64_t block_of(int64_t floats) {
-    int64_t fitting = BLOCK_BYTES / (POSITIONS * floats * static_cast<int64_t>(sizeof(float)));
-    return std::max(FEWEST, std::min(TILES, fitting / FEWEST * FEWEST));
-}
-
-int convolve(int64_t images, const Images<const float>& x, const Images<float>& y, const float* kernel, bool turned,
-             const Epilogue& epilogue) {
-    Tiles tiles(images, y.height, y.width);
-    int64_t block = block_of(Planes::pitch(x.channels) + WIDE);
-    int64_t packed_size = POSITIONS * x.channels * whole(y.channels);
-    int64_t floats[] = {packed_size, Planes::size(block, x.channels), Planes::size(block, WIDE), x.channels};
-    int64_t bytes = 0;
-    for (int64_t each : floats) bytes += Scratch::rounded(each * sizeof(float));
-    if (!scratch.reserve(bytes)) return 1;
-    float* packed = scratch.take<float>(floats[0]);
-    Planes data(scratch.take<float>(floats[1]), block, x.channels);
-    Planes products(scratch.take<float>(floats[2]), block, WIDE);
-    float* zeros = scratch.take<float>(floats[3]);
-    std::fill(zeros, zeros + x.channels, 0.0f);
-    pack(kernel, x.channels, y.channels, turned, packed);
-    for (int64_t first = 0; first < tiles.count(); first += block) {
-        int64_t count = std::min(block, tiles.count() - first);
+// Computes y from x for tiles first ... last - 1; false where there is no memory.
+// packed: by pack(). zeros: `x.channels` of them.
+bool convolve(const Tiles& all, int64_t first, int64_t last, const Images<const float>& x, const Images<float>& y,
+              const float* packed, const float* zeros, const Epilogue& epilogue) {
+    const int64_t of_data = Planes::size(TILES, x.channels), of_products = Planes::size(TILES, WIDE);
+    if (!of_part.reserve((of_data + of_products) * sizeof(float))) return false;
+    const Planes data(of_part.take<float>(of_data), TILES, x.channels);
+    const Planes products(of_part.take<float>(of_products), TILES, WIDE);
+    const int64_t panels = divided_up(y.channels, WIDE);
+    Tiles tiles = all.after(first);
+    for (int64_t count; first < last; first += count) {
+        count = std::min(TILES, last - first);
+        const int64_t parts = divided_up(count, PRODUCT_ROWS), rows = divided_up(count, parts);
         const Tiles following = tiles.after(count);
-        Fetch<4, const float> ahead{x, following, std::min(block, tiles.count() - first - count),
-                                    POSITIONS * ((count + TILE_ROWS - 1) / TILE_ROWS) * ((y.channels + WIDE - 1) / WIDE)};
-        transform_tiles<Data>(tiles, x, count, zeros, data);
+        Fetch<4, const float> ahead{x, following, std::min(TILES, last - first - count), POSITIONS * parts * panels};
+        transform_tiles<Data>(tiles, x, 0, count, zeros, data);
         for (int64_t f = 0; f < y.channels; f += WIDE) {
-            int64_t held = std::min(WIDE, y.channels - f);
-            Images<float> part = y;
-            part.data += f;
+            const int64_t held = std::min(WIDE, y.channels - f), wide = held > LANES ? WIDE : LANES;
+            Images<float> panel = y;
+            panel.data += f;
             Epilogue of_panel = epilogue;
             if (of_panel.bias) of_panel.bias += f;
-            auto put = held > LANES ? put_panel<2> : put_panel<1>;
-            put(tiles, data, x.channels, packed + POSITIONS * x.channels * f, part, count, products, held,
-                of_panel, ahead);
+            Fetch<2, float> results{panel, tiles, count, POSITIONS * parts, held};
+            for (int64_t t = 0; t < POSITIONS; t++) {
+                const float* right = packed + (POSITIONS * f + t * wide) * x.channels;
+                for (int64_t m = 0; m < count; m += rows) {
+                    const int64_t height = std::min(rows, count - m);
+                    tile_of(height, wide)(x.channels, {data.at(t, m), data.row, 1}, right, wide, products.at(t, m),
+                                          products.row, wide, {});
+                    results();
+                    ahead();
+                }
+            }
+            put_results(tiles, panel, count, products, held, of_panel);
         }
         tiles = following;
     }
-    return 0;
+    return true;
+}
+
+int convolve_all(int64_t images, const Images<const float>& x, const Images<float>& y, const float* kernel,
+                 bool turned, const Epilogue& epilogue) {
+    const Tiles tiles(images, y.height, y.width);
+    const int64_t packed_size = POSITIONS * x.channels * whole(y.channels);
+    if (!scratch.reserve(Scratch::rounded(packed_size * sizeof(float)) + Scratch::rounded(x.channels * sizeof(float))))
+        return 1;
+    float* packed = scratch.take<float>(packed_size);
+    float* zeros = scratch.take<float>(x.channels);
+    std::fill(zeros, zeros + x.channels, 0.0f);
+    pack(kernel, x.channels, y.channels, turned, packed);
+    std::atomic<bool> failed{false};
+    parallel(divided_up(tiles.count(), TILES), 1, [&](int64_t begin, int64_t end) {
+        if (!convolve(tiles, begin * TILES, std::min(end * TILES, tiles.count()), x, y, packed, zeros, epilogue))
+            failed = true;
+    });
+    return failed;
 }
 
 }  // namespace
@@ -323,55 +325,64 @@ extern "C" {
 // As disttrain_conv2d, for windows of 3 x 3 and strides of 1.
 int disttrain_winograd(const Geometry* g, const float* x, const float* kernel, const float* bias, int64_t relu,
                        float* y) {
-    return convolve(g->images, {x, g->height, g->width, g->channels, g->top, g->left},
+    return convolve_all(g->images, {x, g->height, g->width, g->channels, g->top, g->left},
                     {y, g->out_height, g->out_width, g->filters, 0, 0}, kernel, false, {bias, relu != 0});
 }
 
 // As disttrain_conv2d_input, for windows of 3 x 3 and strides of 1.
 int disttrain_winograd_input(const Geometry* g, const float* cotangent, const float* kernel, float* x) {
-    return convolve(g->images, {cotangent, g->out_height, g->out_width, g->filters, 2 - g->top, 2 - g->left},
+    return convolve_all(g->images, {cotangent, g->out_height, g->out_width, g->filters, 2 - g->top, 2 - g->left},
                     {x, g->height, g->width, g->channels, 0, 0}, kernel, true, {});
 }
 
 // As disttrain_conv2d_kernel, for windows of 3 x 3 and strides of 1.
 int disttrain_winograd_kernel(const Geometry* g, const float* x, const float* cotangent, float* kernel) {
     Tiles tiles(g->images, g->out_height, g->out_width);
-    Images<const float> left{x, g->height, g->width, g->channels, g->top, g->left};
-    Images<const float> right{cotangent, g->out_height, g->out_width, g->filters, 0, 0};
-    int64_t channels = g->channels, filters = g->filters, line = whole(filters), most = std::max(channels, filters);
-    int64_t block = block_of(Planes::pitch(channels) + Planes::pitch(filters));
-    int64_t floats[] = {Planes::size(block, channels), Planes::size(block, filters), most,
-                        POSITIONS * channels * line};
-    int64_t bytes = Scratch::rounded(block * sizeof(int64_t));
+    const Images<const float> left{x, g->height, g->width, g->channels, g->top, g->left};
+    const Images<const float> right{cotangent, g->out_height, g->out_width, g->filters, 0, 0};
+    const int64_t channels = g->channels, filters = g->filters, line = whole(filters);
+    // so many that as much is moved of sums as of transformed tiles
+    const int64_t block = std::max(LEAST_SUM, std::min(MOST_SUM, channels * filters / (channels + filters)));
+    const int64_t most = std::max(channels, filters);
+    const int64_t floats[] = {Planes::size(block, channels), Planes::size(block, filters), most,
+                              POSITIONS * channels * line};
+    int64_t bytes = 0;
     for (int64_t each : floats) bytes += Scratch::rounded(each * sizeof(float));
     if (!scratch.reserve(bytes)) return 1;
-    Planes data(scratch.take<float>(floats[0]), block, channels);
-    Planes cotangents(scratch.take<float>(floats[1]), block, filters);
+    const Planes data(scratch.take<float>(floats[0]), block, channels);
+    const Planes cotangents(scratch.take<float>(floats[1]), block, filters);
     float* zeros = scratch.take<float>(floats[2]);
     float* sums = scratch.take<float>(floats[3]);
-    int64_t* begins = scratch.take<int64_t>(block);
     std::fill(zeros, zeros + most, 0.0f);
-    std::fill(sums, sums + floats[3], 0.0f);
-    for (int64_t m = 0; m < block; m++) begins[m] = m * data.row;
-    for (int64_t first = 0; first < tiles.count(); first += block) {
-        int64_t count = std::min(block, tiles.count() - first);
+    if (tiles.count() == 0) std::fill(sums, sums + floats[3], 0.0f);
+    const int64_t parts = divided_up(channels, PRODUCT_ROWS), rows = divided_up(channels, parts);
+    for (int64_t first = 0, count; first < tiles.count(); first += count, tiles = tiles.after(count)) {
+        count = std::min(block, tiles.count() - first);
+        parallel(count, 1, [&](int64_t begin, int64_t end) {
+            transform_tiles<Data>(tiles.after(begin), left, begin, end, zeros, data);
+            transform_tiles<Cotangent>(tiles.after(begin), right, begin, end, zeros, cotangents);
+        });
         const Tiles following = tiles.after(count);
-        const int64_t left_over = std::min(block, tiles.count() - first - count);
-        const int64_t calls = POSITIONS * ((line + WIDE - 1) / WIDE);
-        Fetch<4, const float> of_data{left, following, left_over, calls};
-        Fetch<2, const float> of_cotangents{right, following, left_over, calls};
-        transform_tiles<Data>(tiles, left, count, zeros, data);
-        transform_tiles<Cotangent>(tiles, right, count, zeros, cotangents);
-        for (int64_t t = 0; t < POSITIONS; t++) {
-            for (int64_t f = 0; f < line; f += WIDE) {
-                auto add = line - f > LANES ? deep_run<2> : deep_run<1>;
-                add(data.at(t, 0), channels, begins, cotangents.at(t, 0) + f, cotangents.row, count,
-                    sums + t * channels * line + f, line, std::min(WIDE, line - f));
-                of_data();
-                of_cotangents();
+        const int64_t ahead = std::min(block, tiles.count() - first - count);
+        parallel(POSITIONS, 1, [&](int64_t begin, int64_t end) {
+            const int64_t skipped = ahead * begin / POSITIONS, share = ahead * end / POSITIONS - skipped;
+            const int64_t calls = (end - begin) * divided_up(line, WIDE) * parts;
+            Fetch<4, const float> next_data{left, following.after(skipped), share, calls};
+            Fetch<2, const float> next_cotangents{right, following.after(skipped), share, calls};
+            for (int64_t t = begin; t < end; t++) {
+                for (int64_t f = 0; f < line; f += WIDE) {
+                    const int64_t wide = std::min(WIDE, line - f);
+                    for (int64_t c = 0; c < channels; c += rows) {
+                        const int64_t height = std::min(rows, channels - c);
+                        tile_of(height, wide)(count, {data.at(t, 0) + c, 1, data.row}, cotangents.at(t, 0) + f,
+                                              cotangents.row, sums + (t * channels + c) * line + f, line, wide,
+                                              {nullptr, false, first > 0});
+                        next_data();
+                        next_cotangents();
+                    }
+                }
             }
-        }
-        tiles = following;
+        });
     }
     for (int64_t c = 0; c < channels; c++) {
         for (int64_t f = 0; f < filters; f += LANES) {
