@@ -85,7 +85,7 @@ def conv2d_kernel(
 def winograd_applies(geometry: _Geometry) -> bool:
     """Return whether cpu/winograd.cpp can compute a convolution: one of windows of 3 x 3 and strides of 1."""
     window = geometry.kernel_height, geometry.kernel_width, geometry.stride_down, geometry.stride_across
-    return window == (3, 3, 1, 1)
+    return bool(window == (3, 3, 1, 1))
 
 
 def winograd_pays(geometry: _Geometry) -> bool:
@@ -97,7 +97,7 @@ def winograd_pays(geometry: _Geometry) -> bool:
         return False
     places = geometry.out_height * geometry.out_width
     tiles = -(-geometry.out_height // 2) * -(-geometry.out_width // 2)
-    return 16 * tiles < _MOST_PRODUCTS * 9 * places
+    return bool(16 * tiles < _MOST_PRODUCTS * 9 * places)
 
 
 @functools.lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ import pytest
 
 from disttrain import Tensor, check_grads, grad, ops
 from disttrain.autodiff.ops import conv
+from disttrain.errors import ConfigError, ShapeError
 from tests.autodiff import naive
 
 SIZES = [(1, 1), (2, 2), (3, 3), (1, 4), (5, 2)]
@@ -48,6 +49,29 @@ def test_the_three_convolutions_are_adjoint(size, strides, padding):
         forward, rel=0, abs=tolerance
     )
     assert (kernel * ops.conv2d_kernel(x, g, size=size, **window)).sum() == pytest.approx(forward, rel=0, abs=tolerance)
+
+
+def test_a_bias_of_another_shape_or_an_activation_it_does_not_know_is_an_error():
+    x, kernel = images(2, 6, 5, 3), images(3, 3, 3, 4)
+    with pytest.raises(ShapeError, match=r"a bias of shape \(1,\) for 4 filters; expected \(4,\)"):
+        ops.conv2d(x, kernel, images(1), padding=naive.VALID)
+    with pytest.raises(ConfigError, match="activation of conv2d 'tanh'"):
+        ops.conv2d(x, kernel, padding=naive.VALID, activation="tanh")
+
+
+def test_a_bias_without_need_of_a_gradient_gets_none():
+    x, kernel = Tensor(images(2, 4, 4, 3), requires_grad=True), images(3, 3, 3, 4)
+    ops.conv2d(x, kernel, images(4), padding=naive.VALID, activation="relu").sum().backward()
+    assert x.grad.shape == x.shape
+
+
+def test_operations_are_counted_as_the_definition_makes_them():
+    shapes = {"x": (2, 6, 5, 3), "y": (2, 4, 3, 4), "k": (3, 3, 3, 4)}
+    x, y, k = (images(*shape) for shape in shapes.values())
+    expected = 2 * (2 * 4 * 3) * (3 * 3 * 3 * 4)
+    assert ops.conv2d.flops(y, x, k, padding=naive.VALID) == expected
+    assert ops.conv2d_input.flops(x, y, k, size=(6, 5), padding=naive.VALID) == expected
+    assert ops.conv2d_kernel.flops(k, x, y, size=(3, 3), padding=naive.VALID) == expected
 
 
 @pytest.mark.parametrize(("length", "window", "stride"), [*itertools.product(range(1, 9), range(1, 6), range(1, 5))])

@@ -33,9 +33,12 @@ struct Product {
 
 extern "C" {
 int disttrain_matmul(const Products*, const float*, const float*, const float*, float*);
-int disttrain_conv2d(const Geometry*, const float*, const float*, float*);
+int disttrain_conv2d(const Geometry*, const float*, const float*, const float*, int64_t, float*);
 int disttrain_conv2d_input(const Geometry*, const float*, const float*, float*);
 int disttrain_conv2d_kernel(const Geometry*, const float*, const float*, float*);
+int disttrain_winograd(const Geometry*, const float*, const float*, const float*, int64_t, float*);
+int disttrain_winograd_input(const Geometry*, const float*, const float*, float*);
+int disttrain_winograd_kernel(const Geometry*, const float*, const float*, float*);
 void disttrain_max_pool2d(const Windows*, const float*, float*);
 void disttrain_put_at_maximum(const Windows*, const float*, const float*, float*);
 void disttrain_average_pool2d(const Windows*, const float*, float*);
@@ -63,9 +66,12 @@ struct Array {
 
 static int convolution(const Geometry& g) {
     Array x(g.images * g.height * g.width * g.channels), y(g.images * g.out_height * g.out_width * g.filters);
-    Array kernel(g.kernel_height * g.kernel_width * g.channels * g.filters);
-    return disttrain_conv2d(&g, x, kernel, y) + disttrain_conv2d_input(&g, y, kernel, x) +
-           disttrain_conv2d_kernel(&g, x, y, kernel);
+    Array kernel(g.kernel_height * g.kernel_width * g.channels * g.filters), bias(g.filters);
+    int failed = disttrain_conv2d(&g, x, kernel, bias, 1, y) + disttrain_conv2d(&g, x, kernel, nullptr, 0, y) +
+                 disttrain_conv2d_input(&g, y, kernel, x) + disttrain_conv2d_kernel(&g, x, y, kernel);
+    if (g.kernel_height != 3 || g.kernel_width != 3 || g.down != 1 || g.across != 1) return failed;
+    return failed + disttrain_winograd(&g, x, kernel, bias, 1, y) + disttrain_winograd(&g, x, kernel, nullptr, 0, y) +
+           disttrain_winograd_input(&g, y, kernel, x) + disttrain_winograd_kernel(&g, x, y, kernel);
 }
 
 static void pooling(const Windows& w) {

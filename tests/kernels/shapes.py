@@ -57,6 +57,23 @@ CONVOLUTIONS = [
     Shape(3, (4, 3), 29, (4, 3), 37),  # one place
 ]
 
+# windows of 3 x 3 and stride 1 for Winograd: tiles partly beyond the image, or of borders only; blocks of 42 tiles, and
+# of 64 and more in the adjoint in the kernel
+WINOGRAD = [
+    Shape(1, (3, 3), 4, (3, 3), 4),  # one place
+    Shape(0, (5, 4), 5, (3, 3), 7, padding=ONE),
+    Shape(2, (4, 4), 4, (3, 3), 5),
+    Shape(1, (1, 1), 16, (3, 3), 15, padding=ONE),
+    Shape(2, (5, 6), 17, (3, 3), 16, padding=ONE),
+    Shape(1, (6, 7), 8, (3, 3), 31, padding=ODD),
+    Shape(1, (2, 2), 7, (3, 3), 6, padding=((4, 5), (3, 4))),  # windows of nothing but padding
+    Shape(3, (7, 5), 31, (3, 3), 33, padding=((1, 0), (2, 2))),
+    Shape(1, (18, 17), 15, (3, 3), 32, padding=ONE),  # 81 tiles: two blocks
+    Shape(43, (2, 2), 13, (3, 3), 8, padding=ONE),  # a tile an image
+    Shape(5, (9, 8), 32, (3, 3), 65, padding=((1, 1), (0, 1))),
+    Shape(9, (7, 7), 129, (3, 3), 130, padding=ONE),  # blocks of 64 tiles, and a rest
+]
+
 # size of the window in place of the kernel's; filters are not used
 POOLS = [
     Shape(1, (1, 1), 1, (1, 1), 0),

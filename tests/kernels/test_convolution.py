@@ -13,6 +13,12 @@ EVERY_SHAPE = pytest.mark.parametrize("shape", CONVOLUTIONS, ids=str)
 UNIT = 2.0**-24  # of rounding to float32
 
 
+@pytest.fixture(autouse=True)
+def _direct(monkeypatch):
+    """Compute without Winograd's products, which have tests of their own."""
+    monkeypatch.setattr(convolution, "winograd_pays", lambda geometry: False)
+
+
 class Subclass(np.ndarray):
     """What else it computes is its own affair."""
 
@@ -66,6 +72,28 @@ def test_an_image_has_the_same_bits_in_any_batch(shape, instruction_set):
         for n in {0, shape.images // 2, shape.images - 1} if shape.images else ():
             alone = compute(arrays[0][n : n + 1], arrays[1], **attributes).run()
             assert alone.tobytes() == whole[n : n + 1].tobytes(), name
+
+
+@EVERY_SHAPE
+def test_bias_and_relu_are_what_they_are_afterwards(shape, instruction_set, guarded):
+    _, (x, kernel), window, _ = arguments(shape)[0]
+    bias = numbers(shape.filters)
+    plain = convolution.conv2d(x, kernel, **window).run()
+    given = [guarded.copy(a) for a in (x, kernel, bias)]
+    np.testing.assert_array_equal(convolution.conv2d(*given, **window).run(), plain + bias)
+    for added in (given[2], None):
+        got = convolution.conv2d(*given[:2], added, activation="relu", **window).run()
+        np.testing.assert_array_equal(got, np.maximum(plain if added is None else plain + bias, 0))
+
+
+@pytest.mark.parametrize("padding", [NONE, ONE], ids=["none", "one"])
+def test_relu_leaves_nan(padding, instruction_set):
+    x, kernel = numbers(2, 6, 5, 5), numbers(3, 3, 5, 6)
+    x[1, 2, 3, 1] = np.nan
+    got = convolution.conv2d(x, kernel, padding=padding, activation="relu").run()
+    expected = ops.conv2d.definition(x, kernel, padding=padding, activation="relu")
+    assert np.isnan(got).any()
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -10,7 +10,7 @@ import pytest
 from disttrain.kernels import build as builder
 from disttrain.kernels.build import BuildError
 from disttrain.kernels.instruction_sets import InstructionSet, cpu_flags, runnable
-from tests.kernels.shapes import CONVOLUTIONS, LENGTHS, POOLS, PRODUCTS
+from tests.kernels.shapes import CONVOLUTIONS, LENGTHS, POOLS, PRODUCTS, WINOGRAD
 
 DRIVER = Path(__file__).with_name("driver.cpp")
 # -O1: half the time to compile; the loops and what they touch are the same
@@ -25,7 +25,7 @@ EMULATED = InstructionSet(name="emulated", flags=_WIDEST.flags, options=(*_WIDES
 
 def lines(instruction_set):
     small = 3_000 if instruction_set is EMULATED else 1 << 30  # terms: the model of tiles is slow
-    for s in CONVOLUTIONS:
+    for s in CONVOLUTIONS + WINOGRAD:
         yield "convolution", s.images, *s.size, s.channels, *s.window, s.filters, *s.out, *s.strides, *_before(s)
     for s in POOLS:
         yield "pooling", s.images, *s.size, s.channels, *s.out, *s.window, *s.strides, *_before(s)
@@ -68,9 +68,13 @@ def test_the_driver_would_notice(tmp_path):
     wrong.write_text(
         '#include "../driver.cpp"\n'.replace("../driver.cpp", str(DRIVER)).replace("main", "main") + 'extern "C" {\n'
         "int disttrain_matmul(const Products*, const float*, const float*, const float*, float*) { return 0; }\n"
-        "int disttrain_conv2d(const Geometry*, const float*, const float*, float*) { return 0; }\n"
-        "int disttrain_conv2d_input(const Geometry*, const float*, const float*, float*) { return 0; }\n"
-        "int disttrain_conv2d_kernel(const Geometry*, const float*, const float*, float*) { return 0; }\n"
+        "using F = float;\n"
+        "int disttrain_conv2d(const Geometry*, const F*, const F*, const F*, int64_t, F*) { return 0; }\n"
+        "int disttrain_conv2d_input(const Geometry*, const F*, const F*, F*) { return 0; }\n"
+        "int disttrain_conv2d_kernel(const Geometry*, const F*, const F*, F*) { return 0; }\n"
+        "int disttrain_winograd(const Geometry*, const F*, const F*, const F*, int64_t, F*) { return 0; }\n"
+        "int disttrain_winograd_input(const Geometry*, const F*, const F*, F*) { return 0; }\n"
+        "int disttrain_winograd_kernel(const Geometry*, const F*, const F*, F*) { return 0; }\n"
         "void disttrain_max_pool2d(const Windows*, const float*, float*) {}\n"
         "void disttrain_put_at_maximum(const Windows*, const float*, const float*, float*) {}\n"
         "void disttrain_average_pool2d(const Windows*, const float*, float*) {}\n"

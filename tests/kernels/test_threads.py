@@ -32,6 +32,10 @@ def results():
     x = numbers(7, 9, 8, 19)
     pooled = ops.max_pool2d(x, **window)
     made = [pooled, ops.average_pool2d(x, **window), elementwise._where_positive(numbers(100_003), numbers(100_003))]
+    around = {"padding": ((1, 1), (1, 1))}
+    image, kernel, g = numbers(2, 19, 22, 17), numbers(3, 3, 17, 33), numbers(2, 19, 22, 33)  # by Winograd's products
+    made += [ops.conv2d(image, kernel, **around), ops.conv2d_input(g, kernel, size=(19, 22), **around)]
+    made.append(ops.conv2d_kernel(image, g, size=(3, 3), **around))
     for optimizer in (SGD(0.1), SGD(0.1, 0.9), SGD(0.1, 0.9, nesterov=True), Adam(0.1)):
         w = numbers(100_001)
         optimizer.apply([w * 2], [w])

@@ -107,6 +107,16 @@ conv2d_input.kernel(convolution.conv2d_input)
 conv2d_kernel.kernel(convolution.conv2d_kernel)
 
 
+def _flops(y: Array, kernel: Array) -> int:
+    """Return the operations of the definition, of whatever the result and in however few products it is computed."""
+    return 2 * int(y.size) * int(kernel.size) // int(kernel.shape[3])
+
+
+conv2d.flops = lambda made, _x, kernel, *_bias, **_attributes: _flops(made, kernel)
+conv2d_input.flops = lambda _made, g, kernel, **_attributes: _flops(g, kernel)
+conv2d_kernel.flops = lambda made, _x, g, **_attributes: _flops(g, made)
+
+
 @conv2d.vjp
 def _(
     g: Array, y: Array, x: Array, kernel: Array, *_bias: Array, strides: Pair = (1, 1), padding: Padding,

@@ -31,6 +31,16 @@ for label, (size, strides, padding) in WINDOWS.items():
         batched=(0,),
     )
     case(
+        "conv2d",
+        f"{label} bias and relu",
+        lambda x, k, b, w=window: ops.conv2d(x, k, b, **w, activation="relu"),
+        lambda x, k, b, w=window: np.maximum(naive.conv2d(x, k, **w) + b, 0),
+        X,
+        (*size, 2, 3),
+        (3,),
+        batched=(0,),
+    )
+    case(
         "conv2d_input",
         label,
         lambda g, k, w=window: ops.conv2d_input(g, k, size=X[1:3], **w),
