@@ -35,8 +35,24 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "winograd": (*(_POINTER,) * 4, _NUMBER, _POINTER),
     "winograd_input": (_POINTER,) * 4,
     "winograd_kernel": (_POINTER,) * 4,
+    "gelu": (*(_NUMBER,) * 2, *(_POINTER,) * 2),
+    "gelu_gradient": (*(_NUMBER,) * 2, *(_POINTER,) * 3),
+    "layer_norm": (*(_NUMBER,) * 2, *(_POINTER,) * 3, _FLOAT, _POINTER),
+    "layer_norm_input": (*(_NUMBER,) * 2, *(_POINTER,) * 3, _FLOAT, _POINTER),
+    "layer_norm_scale": (*(_NUMBER,) * 2, *(_POINTER,) * 2, _FLOAT, _POINTER),
+    "take_rows": (*(_NUMBER,) * 3, *(_POINTER,) * 3),
+    "add_rows": (*(_NUMBER,) * 3, *(_POINTER,) * 3),
+    "sum_rows": (*(_NUMBER,) * 2, *(_POINTER,) * 2),
+    "softmax": (*(_NUMBER,) * 2, *(_POINTER,) * 2),
+    "softmax_gradient": (*(_NUMBER,) * 2, *(_POINTER,) * 3),
+    "softmax_cross_entropy": (*(_NUMBER,) * 2, *(_POINTER,) * 3),
+    "softmax_cross_entropy_gradient": (*(_NUMBER,) * 2, *(_POINTER,) * 5),
+    "sparse_softmax_cross_entropy": (*(_NUMBER,) * 2, *(_POINTER,) * 3),
+    "sparse_softmax_cross_entropy_gradient": (*(_NUMBER,) * 2, *(_POINTER,) * 5),
 }
 _MAY_LACK_MEMORY = frozenset({"matmul", *(name for name in _SIGNATURES if name.startswith(("conv2d", "winograd")))})
+_RETURN_A_NUMBER = frozenset({"take_rows", "add_rows"})
+_MAY_MISS_A_LABEL = frozenset({"sparse_softmax_cross_entropy", "sparse_softmax_cross_entropy_gradient"})
 
 
 class Launch(NamedTuple):
@@ -108,15 +124,22 @@ def load(path: Path) -> dict[str, Any]:
         raise BuildError(f"{path} cannot be loaded: {error}; remove it, and it is built again") from error
     for name, function in functions.items():
         function.argtypes = _SIGNATURES[name]
-        function.restype = ctypes.c_int if name in _MAY_LACK_MEMORY else None
-        if name in _MAY_LACK_MEMORY:
-            function.errcheck = _check_memory
+        function.restype = ctypes.c_int if name in _RETURN_A_NUMBER else None
+        for names, check in ((_MAY_LACK_MEMORY, _check_memory), (_MAY_MISS_A_LABEL, _check_labels)):
+            if name in names:
+                function.restype, function.errcheck = ctypes.c_int, check
     return functions
 
 
 def _check_memory(failed: Any, function: Any, _args: Any) -> Any:
     if failed:
         raise MemoryError(f"{function.__name__}: there is no memory for what it computes with")
+    return failed
+
+
+def _check_labels(failed: Any, function: Any, args: Any) -> Any:
+    if failed:
+        raise IndexError(f"{function.__name__}: a label is none of the {args[1]} classes")
     return failed
 
 

@@ -7,12 +7,14 @@
 //               stride_down stride_across top left
 //   flat        n
 //   product     m n k a_row a_column b_row b_column
+//   rows        rows length
 
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
 #include <string>
+#include <vector>
 
 struct Geometry {
     int64_t images, height, width, channels, kernel_height, kernel_width, filters, out_height, out_width, down, across,
@@ -29,6 +31,14 @@ struct Products {
 
 struct Product {
     int64_t m, n, k, a_row, a_column, b_row, b_column;
+};
+
+struct Spread {
+    int64_t inner, outer_step, inner_step;
+};
+
+struct Rows {
+    int64_t count, length;
 };
 
 extern "C" {
@@ -48,6 +58,22 @@ void disttrain_momentum(int64_t, float*, const float*, float*, float, float);
 void disttrain_nesterov(int64_t, float*, const float*, float*, float, float);
 void disttrain_adam(int64_t, float*, const float*, float*, float*, float, float, float, float, float);
 void disttrain_where_positive(int64_t, const float*, const float*, float*);
+void disttrain_gelu(int64_t, int64_t, const float*, float*);
+void disttrain_gelu_gradient(int64_t, int64_t, const float*, const float*, float*);
+void disttrain_layer_norm(int64_t, int64_t, const float*, const float*, const float*, float, float*);
+void disttrain_layer_norm_input(int64_t, int64_t, const float*, const float*, const float*, float, float*);
+void disttrain_layer_norm_scale(int64_t, int64_t, const float*, const float*, float, float*);
+void disttrain_softmax(int64_t, int64_t, const float*, float*);
+void disttrain_softmax_gradient(int64_t, int64_t, const float*, const float*, float*);
+void disttrain_softmax_cross_entropy(int64_t, int64_t, const float*, const float*, float*);
+void disttrain_softmax_cross_entropy_gradient(int64_t, int64_t, const Spread*, const float*, const float*, const float*,
+                                              float*);
+int disttrain_sparse_softmax_cross_entropy(int64_t, int64_t, const float*, const int64_t*, float*);
+int disttrain_sparse_softmax_cross_entropy_gradient(int64_t, int64_t, const Spread*, const float*, const float*,
+                                                    const int64_t*, float*);
+int disttrain_take_rows(int64_t, int64_t, int64_t, const int64_t*, const float*, float*);
+int disttrain_add_rows(int64_t, int64_t, int64_t, const int64_t*, const float*, float*);
+void disttrain_sum_rows(int64_t, int64_t, const float*, float*);
 }
 
 // An array of its own, aligned to 4 bytes and no more.
@@ -90,6 +116,42 @@ static void flat(int64_t n) {
     disttrain_nesterov(n, w, g, v, 0.1f, 0.9f);
     disttrain_adam(n, w, g, m, v, 0.1f, 1.0f, 0.1f, 0.001f, 1e-7f);
     disttrain_where_positive(n, g, m, v);
+    for (int64_t approximate : {0, 1}) {
+        disttrain_gelu(n, approximate, g, m);
+        disttrain_gelu_gradient(n, approximate, g, m, v);
+    }
+}
+
+static int rows(const Rows& r) {
+    const int64_t n = r.length;
+    Array x(r.count * n), g(r.count * n), y(r.count * n), gamma(n), beta(n), both(2 * n), losses(r.count), one(1);
+    disttrain_layer_norm(r.count, n, x, gamma, beta, 1e-3f, y);
+    disttrain_layer_norm_input(r.count, n, g, x, gamma, 1e-3f, y);
+    disttrain_layer_norm_scale(r.count, n, g, x, 1e-3f, both);
+    disttrain_softmax(r.count, n, x, y);
+    disttrain_softmax_gradient(r.count, n, g, x, y);
+    const Spread dense{r.count ? r.count : 1, 0, 1}, single{1, 0, 0};
+    disttrain_softmax_cross_entropy(r.count, n, x, g, losses);
+    disttrain_softmax_cross_entropy_gradient(r.count, n, &dense, losses, x, g, y);
+    disttrain_softmax_cross_entropy_gradient(r.count, n, &single, one, x, g, y);
+    disttrain_sum_rows(r.count, n, x, gamma);
+    std::vector<int64_t> labels(r.count, n - 1), far(r.count, n), negative(r.count, -n), low(r.count, -n - 1);
+    int failed = 0;
+    for (const auto* fine : {&labels, &negative}) {
+        failed += disttrain_sparse_softmax_cross_entropy(r.count, n, x, fine->data(), losses);
+        failed += disttrain_sparse_softmax_cross_entropy_gradient(r.count, n, &dense, losses, x, fine->data(), y);
+    }
+    failed += disttrain_add_rows(r.count, n, n, labels.data(), Array(r.count * n), Array(n * n));
+    failed += disttrain_take_rows(r.count, n, n, labels.data(), Array(n * n), y);
+    for (const auto* wrong : {&far, &low}) {
+        const int expected = r.count > 0;
+        failed += disttrain_sparse_softmax_cross_entropy(r.count, n, x, wrong->data(), losses) != expected;
+        failed += disttrain_sparse_softmax_cross_entropy_gradient(r.count, n, &dense, losses, x, wrong->data(), y) !=
+                  expected;
+        failed += disttrain_add_rows(r.count, n, n, wrong->data(), x, Array(n * n)) != expected;
+        failed += disttrain_take_rows(r.count, n, n, wrong->data(), Array(n * n), y) != expected;
+    }
+    return failed;
 }
 
 // Every product twice, one behind the other; no array is larger than its last element asks for.
@@ -120,6 +182,7 @@ int main() {
         else if (name == "pooling") pooling(read<Windows>());
         else if (name == "product") failed += product(read<Product>());
         else if (name == "flat") flat(read<int64_t>());
+        else if (name == "rows") failed += rows(read<Rows>());
         else return 2;
     }
     std::printf("%d lines\n", calls);

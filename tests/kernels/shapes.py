@@ -96,3 +96,20 @@ PRODUCTS = [
 ]  # fmt: skip
 
 LENGTHS = [0, 1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 127, 1009, 65_537]
+
+# rows and their length: with and without whole vectors, a last part, blocks of 8 and 16 rows
+ROWS = [
+    (1, 1),
+    (0, 5),
+    (3, 2),
+    (7, 3),
+    (8, 4),
+    (9, 7),
+    (15, 8),
+    (16, 9),
+    (17, 15),
+    (33, 16),
+    (5, 17),
+    (4, 31),
+    (2, 257),
+]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from disttrain.kernels import build as builder
 from disttrain.kernels.build import BuildError
 from disttrain.kernels.instruction_sets import InstructionSet, cpu_flags, runnable
-from tests.kernels.shapes import CONVOLUTIONS, LENGTHS, POOLS, PRODUCTS, WINOGRAD
+from tests.kernels.shapes import CONVOLUTIONS, LENGTHS, POOLS, PRODUCTS, ROWS, WINOGRAD
 
 DRIVER = Path(__file__).with_name("driver.cpp")
 # -O1: half the time to compile; the loops and what they touch are the same
@@ -34,6 +35,8 @@ def lines(instruction_set):
             yield "product", m, n, k, *a, *b
     for n in LENGTHS:
         yield "flat", n
+    for shape in ROWS:
+        yield "rows", *shape
 
 
 def _before(shape):
@@ -65,27 +68,12 @@ def test_kernels_touch_nothing_that_is_not_theirs(instruction_set, tmp_path):
 def test_the_driver_would_notice(tmp_path):
     """Of a kernel that writes one element too many."""
     wrong = tmp_path / "wrong.cpp"
-    wrong.write_text(
-        '#include "../driver.cpp"\n'.replace("../driver.cpp", str(DRIVER)).replace("main", "main") + 'extern "C" {\n'
-        "int disttrain_matmul(const Products*, const float*, const float*, const float*, float*) { return 0; }\n"
-        "using F = float;\n"
-        "int disttrain_conv2d(const Geometry*, const F*, const F*, const F*, int64_t, F*) { return 0; }\n"
-        "int disttrain_conv2d_input(const Geometry*, const F*, const F*, F*) { return 0; }\n"
-        "int disttrain_conv2d_kernel(const Geometry*, const F*, const F*, F*) { return 0; }\n"
-        "int disttrain_winograd(const Geometry*, const F*, const F*, const F*, int64_t, F*) { return 0; }\n"
-        "int disttrain_winograd_input(const Geometry*, const F*, const F*, F*) { return 0; }\n"
-        "int disttrain_winograd_kernel(const Geometry*, const F*, const F*, F*) { return 0; }\n"
-        "void disttrain_max_pool2d(const Windows*, const float*, float*) {}\n"
-        "void disttrain_put_at_maximum(const Windows*, const float*, const float*, float*) {}\n"
-        "void disttrain_average_pool2d(const Windows*, const float*, float*) {}\n"
-        "void disttrain_spread(const Windows*, const float*, float*) {}\n"
-        "void disttrain_sgd(int64_t n, float* w, const float*, float) { w[n] = 0; }\n"
-        "void disttrain_momentum(int64_t, float*, const float*, float*, float, float) {}\n"
-        "void disttrain_nesterov(int64_t, float*, const float*, float*, float, float) {}\n"
-        "void disttrain_adam(int64_t, float*, const float*, float*, float*, float, float, float, float, float) {}\n"
-        "void disttrain_where_positive(int64_t, const float*, const float*, float*) {}\n"
-        "}\n"
-    )
+    declared = re.findall(r"^(void|int) (disttrain_\w+)\(([^;]*)\);", DRIVER.read_text(), re.MULTILINE)
+    bodies = {"void": "{}", "int": "{ return 0; }"}
+    others = [f"{kind} {name}({given}) {bodies[kind]}" for kind, name, given in declared if name != "disttrain_sgd"]
+    assert len(others) == len(declared) - 1
+    one = "void disttrain_sgd(int64_t n, float* w, const float*, float) { w[n] = 0; }"
+    wrong.write_text("\n".join([f'#include "{DRIVER}"', 'extern "C" {', one, *others, "}"]))
     driver = compiled(tmp_path, runnable(frozenset())[-1], wrong)
     done = subprocess.run([driver], input="flat 5\n", capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0

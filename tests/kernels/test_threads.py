@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from disttrain import env, ops
+from disttrain import Tensor, env, ops
 from disttrain.autodiff.ops import elementwise
 from disttrain.errors import ConfigError
 from disttrain.kernels import library
@@ -36,6 +36,12 @@ def results():
     image, kernel, g = numbers(2, 19, 22, 17), numbers(3, 3, 17, 33), numbers(2, 19, 22, 33)  # by Winograd's products
     made += [ops.conv2d(image, kernel, **around), ops.conv2d_input(g, kernel, size=(19, 22), **around)]
     made.append(ops.conv2d_kernel(image, g, size=(3, 3), **around))
+    rows, labels = numbers(301, 257), np.arange(301) % 257
+    x, gamma = Tensor(rows, requires_grad=True), Tensor(numbers(257), requires_grad=True)
+    y = ops.layer_norm(ops.gelu(ops.embedding(labels[::-1], x)), gamma, numbers(257), epsilon=1e-3)
+    ops.sparse_softmax_cross_entropy(y + ops.softmax(y), labels).sum().backward(retain_graph=True)
+    ops.softmax_cross_entropy(y, rows).backward(rows[:, 0])
+    made += [y.data, x.grad, gamma.grad, ops.sum_to(rows, shape=(257,))]
     for optimizer in (SGD(0.1), SGD(0.1, 0.9), SGD(0.1, 0.9, nesterov=True), Adam(0.1)):
         w = numbers(100_001)
         optimizer.apply([w * 2], [w])

@@ -2,14 +2,17 @@
 
 import math
 
+from disttrain.autodiff.composite import composite
 from disttrain.autodiff.op import op
 from disttrain.autodiff.ops.elementwise import cast, sigmoid, tanh, where
 from disttrain.autodiff.ops.erf import erf
 from disttrain.backend import Array, get_array_module
+from disttrain.kernels import gelu as kernels
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
+@composite
 def gelu(x: Array, *, approximate: bool = False) -> Array:
     """Return ``x * P(X <= x)`` for a standard normal X: ``x / 2 * (1 + erf(x / sqrt(2)))``.
 
@@ -26,6 +29,10 @@ def gelu(x: Array, *, approximate: bool = False) -> Array:
     inner = wide * (1 + wide * wide * 0.044715) * math.sqrt(2 / math.pi)
     y = wide * 0.5 * (1 + tanh(inner))
     return cast(y, dtype=x.dtype) if x.dtype == "float16" else y
+
+
+gelu.kernel(kernels.gelu)
+gelu.gradient(0).kernel(kernels.gelu_gradient)
 
 
 def silu(x: Array) -> Array:

@@ -1,10 +1,15 @@
 """Rows of a table by number, and the adjoint: each is the gradient of the other."""
 
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from disttrain.autodiff.op import op
 from disttrain.backend import Array, get_array_module, to_host
 from disttrain.errors import DataError
+from disttrain.kernels import rows as kernels
+from disttrain.kernels.library import Launch
 
 
 @op
@@ -24,6 +29,12 @@ def embedding(indices: Array, table: Array, *, name: str = "embedding") -> Array
     xp = get_array_module(table)
     _check(xp, indices, table.shape[0], name)
     return xp.take(table, _integers(xp, indices), 0)
+
+
+@embedding.kernel
+def _(indices: Array, table: Array, *, name: str = "embedding", out: Array | None = None) -> Launch | None:
+    launch = kernels.embedding(indices, table, out=out)
+    return launch and launch._replace(function=partial(_checked, launch.function, indices, table.shape[0], name))
 
 
 @embedding.vjp
@@ -46,9 +57,20 @@ def _embedding_table(g: Array, indices: Array, *, rows: int) -> Array:
     return table.reshape(rows, width)
 
 
+@_embedding_table.kernel
+def _(g: Array, indices: Array, *, rows: int, out: Array | None = None) -> Launch | None:
+    launch = kernels.embedding_table(g, indices, rows=rows, out=out)
+    return launch and launch._replace(function=partial(_checked, launch.function, indices, rows, "embedding"))
+
+
 @_embedding_table.vjp
 def _(h: Array, _y: Array, _g: Array, indices: Array, *, rows: int) -> tuple[Array, ...]:
     return embedding(indices, h), None
+
+
+def _checked(compute: Any, indices: Array, rows: int, name: str, *args: Any) -> None:
+    if compute(*args):
+        _check(np, indices, rows, name)
 
 
 def _integers(xp: Any, indices: Array) -> Array:

@@ -1,12 +1,15 @@
 """Losses per sample, as composites of ops: their gradients follow from their definitions."""
 
+from disttrain.autodiff.composite import composite
 from disttrain.autodiff.ops.elementwise import abs, exp, log1p, relu
 from disttrain.autodiff.ops.reduction import mean, sum
 from disttrain.autodiff.ops.shape import pick
 from disttrain.autodiff.ops.softmax import log_softmax
 from disttrain.backend import Array
+from disttrain.kernels import softmax as kernels
 
 
+@composite
 def softmax_cross_entropy(logits: Array, targets: Array) -> Array:
     """Return ``-sum(targets * log(softmax(logits)))`` over the last axis.
 
@@ -15,12 +18,21 @@ def softmax_cross_entropy(logits: Array, targets: Array) -> Array:
     return -sum(targets * log_softmax(logits), axis=-1)
 
 
+softmax_cross_entropy.kernel(kernels.softmax_cross_entropy)
+softmax_cross_entropy.gradient(0).kernel(kernels.softmax_cross_entropy_gradient)
+
+
+@composite
 def sparse_softmax_cross_entropy(logits: Array, labels: Array) -> Array:
     """Return ``-log(softmax(logits))`` at the integer `labels`.
 
     Shapes: ``(..., classes), (...) -> (...)``.
     """
     return -pick(log_softmax(logits), labels)
+
+
+sparse_softmax_cross_entropy.kernel(kernels.sparse_softmax_cross_entropy)
+sparse_softmax_cross_entropy.gradient(0).kernel(kernels.sparse_softmax_cross_entropy_gradient)
 
 
 def sigmoid_cross_entropy(logits: Array, targets: Array) -> Array:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+from disttrain.autodiff.composite import composite
 from disttrain.autodiff.op import array_of, op
 from disttrain.autodiff.ops.elementwise import cast, sqrt
 from disttrain.autodiff.ops.reduction import mean as mean_over
 from disttrain.autodiff.ops.reduction import sum
 from disttrain.autodiff.ops.shape import concatenate, reshape
 from disttrain.backend import Array, get_array_module
+from disttrain.kernels import layer_norm as layer_kernels
 
 
 def moments(x: Array, *, total: Callable[[Array], Array] = lambda part: part) -> tuple[Array, Array]:
@@ -57,6 +59,7 @@ def batch_norm(x: Array, mean: Array, variance: Array, gamma: Array, beta: Array
     return (x - mean) * (gamma / sqrt(variance + epsilon)) + beta
 
 
+@composite
 def layer_norm(x: Array, gamma: Array, beta: Array, *, epsilon: float) -> Array:
     """Return `x` with mean 0 and variance 1 along its last axis, times `gamma`, plus `beta`.
 
@@ -72,3 +75,8 @@ def layer_norm(x: Array, gamma: Array, beta: Array, *, epsilon: float) -> Array:
     variance = mean_over(centered * centered, axis=-1, keepdims=True)
     y = centered / sqrt(variance + epsilon) * gamma + beta
     return cast(y, dtype=x.dtype) if x.dtype == "float16" else y
+
+
+layer_norm.kernel(layer_kernels.layer_norm)
+layer_norm.gradient(0).kernel(layer_kernels.layer_norm_input)
+layer_norm.gradient(1, 2).kernel(layer_kernels.layer_norm_scale)

@@ -7,6 +7,7 @@ import numpy as np
 
 from disttrain.autodiff.op import array_of, op
 from disttrain.backend import Array, get_array_module
+from disttrain.kernels import rows as kernels
 
 Shape = tuple[int, ...]
 
@@ -15,6 +16,11 @@ Shape = tuple[int, ...]
 def reshape(x: Array, *, shape: Shape) -> Array:
     """Return `x` in another `shape`, in which one length may be -1."""
     return x.reshape(shape)
+
+
+@reshape.into
+def _(x: Array, out: Array, *, shape: Shape) -> None:
+    np.copyto(out.reshape(x.shape), x)  # where no view is possible
 
 
 @reshape.vjp
@@ -53,6 +59,9 @@ def sum_to(x: Array, *, shape: Shape) -> Array:
     added = x.ndim - len(shape)
     axes = tuple(range(added)) + tuple(i + added for i, n in enumerate(shape) if n == 1 and x.shape[i + added] != 1)
     return x.sum(axis=axes).reshape(shape) if axes else x
+
+
+sum_to.kernel(kernels.sum_to)
 
 
 @sum_to.vjp
@@ -109,13 +118,23 @@ def scatter_add(g: Array, *, index: Any, shape: Shape) -> Array:
     """Return zeros of `shape` with `g` added at `index`, once for every time a place is named."""
     xp = get_array_module(g)
     out = xp.zeros(shape, g.dtype)
-    index = _plain(index)
+    _add_at(out, _plain(index), g)
+    return out
+
+
+def _add_at(out: Array, index: Any, g: Array) -> None:
+    """Add `g` to zeros at `index`."""
     parts = index if isinstance(index, tuple) else (index,)
     if all(p is None or p is Ellipsis or isinstance(p, int | slice) for p in parts):
         out[index] = g
     else:  # an array may name a place twice
-        xp.add.at(out, index, g)
-    return out
+        get_array_module(out).add.at(out, index, g)
+
+
+@scatter_add.into
+def _(g: Array, out: Array, *, index: Any, shape: Shape) -> None:
+    out[...] = 0
+    _add_at(out, _plain(index), g)
 
 
 @scatter_add.vjp

@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from disttrain.autodiff.composite import composite
 from disttrain.autodiff.op import op
 from disttrain.autodiff.ops.elementwise import exp
 from disttrain.autodiff.ops.reduction import sum
 from disttrain.backend import Array, get_array_module
+from disttrain.kernels import softmax as kernels
 
 
 @op
@@ -14,6 +16,9 @@ def softmax(x: Array, *, axis: int = -1) -> Array:
     y = get_array_module(x).exp(x - x.max(axis=axis, keepdims=True))
     y /= y.sum(axis=axis, keepdims=True)
     return y
+
+
+softmax.kernel(kernels.softmax)
 
 
 @softmax.into
@@ -25,7 +30,15 @@ def _(x: Array, out: Array, *, axis: int = -1) -> None:
 @softmax.vjp
 def _(g: Array, y: Array, x: Array, *, axis: int = -1) -> tuple[Array, ...]:
     # x is kept for losses: see `argument_of`
-    return (y * (g - sum(g * y, axis=axis, keepdims=True)),)
+    return (_softmax_gradient(g, y, axis=axis),)
+
+
+@composite
+def _softmax_gradient(g: Array, y: Array, *, axis: int) -> Array:
+    return y * (g - sum(g * y, axis=axis, keepdims=True))
+
+
+_softmax_gradient.kernel(kernels.softmax_gradient)
 
 
 @op
