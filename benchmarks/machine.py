@@ -9,7 +9,7 @@ from typing import Any
 
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve")
 # Variables that begin so change which code runs.
-_SETTINGS = ("DISTTRAIN_", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "TF_", "TORCH", "XLA_")
+_SETTINGS = ("DISTTRAIN_", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "TF_ENABLE_", "TF_XLA_", "TORCH", "XLA_")
 
 
 def describe(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:

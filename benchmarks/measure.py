@@ -1,18 +1,17 @@
-"""Several systems on one workload, interleaved: each takes a slice of steps in turn, round after round."""
+"""Several systems on one workload, interleaved: each measures a slice in turn, round after round."""
 
 import contextlib
 import math
-import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
-from benchmarks import systems
 from benchmarks.process import GapError, Worker
+from benchmarks.tasks import Task
 from benchmarks.workloads import Workload
 
-ROUNDS = 10
 FIRST_LOSS, LAST_LOSS = 1e-3, 0.1  # how far a system's loss may be from the others', as a share
 
 
@@ -23,48 +22,53 @@ class Sample:
     Attributes:
         workload: its name.
         system: its name.
-        ready: the worker's description of the model.
-        times: of all steps, in seconds.
+        workers: number of processes that trained together.
+        ready: the worker's description of what it measures.
+        values: in seconds or bytes.
         gap: why there are none.
         is_failure: whether that is an error, and not only an absence.
     """
 
     workload: str
     system: str
+    workers: int = 1
     ready: dict[str, Any] = field(default_factory=dict)
-    times: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
     gap: str = ""
     is_failure: bool = False
 
 
 def measure(
-    workload: Workload, names: Sequence[str], *, seconds: float, limit_s: float, say: Callable[[str], None]
+    task: Task,
+    workload: Workload,
+    names: Sequence[str],
+    *,
+    seconds: float,
+    limit_s: float,
+    say: Callable[[str], None],
+    rounds: int | None = None,
+    workers: Sequence[int] = (1,),
 ) -> list[Sample]:
-    """Return a sample of each system.
+    """Return a sample of each system with each number of workers.
 
     Args:
-        workload: what to train.
+        task: what to measure.
+        workload: the model.
         names: of the systems.
-        seconds: to spend on the steps of each; at least `ROUNDS` steps are taken.
+        seconds: to spend on the values of each; at least one is measured in each round.
         limit_s: within which a system is ready, and within which it answers.
         say: is told what goes on.
+        rounds: number of slices of each; the task's own by default.
+        workers: numbers of processes that train together.
     """
-    samples = [Sample(workload=workload.name, system=name) for name in names]
-    workers: dict[str, Worker] = {}
-    with contextlib.ExitStack() as stack:
-        for sample in samples:
-            say(f"{workload.name}: {sample.system} gets ready")
-            worker = Worker(systems.module_name(sample.system), workload.name, core=_core(), limit_s=limit_s)
-            workers[sample.system] = stack.enter_context(worker)
-            with _noted_gap(sample):
-                sample.ready = worker.ready()
-        drop_other_models(samples)
-        say(f"{workload.name}: {ROUNDS} rounds")
-        for _ in range(ROUNDS):
-            for sample in samples:
-                if not sample.gap:
-                    with _noted_gap(sample):
-                        sample.times += workers[sample.system].steps(seconds / ROUNDS)
+    rounds = rounds or task.rounds
+    samples = [Sample(workload=workload.name, system=name, workers=n) for name in names for n in workers]
+
+    def worker(sample: Sample) -> Worker:
+        return Worker(task.name, sample.system, workload.name, limit_s=limit_s, workers=sample.workers)
+
+    measure_all = _in_fresh_workers if task.is_fresh else _in_lasting_workers
+    measure_all(samples, worker, rounds, seconds / rounds, say)
     return samples
 
 
@@ -76,20 +80,76 @@ def drop_other_models(samples: Sequence[Sample]) -> None:
         for sample, loss in zip(ready, losses, strict=True):
             usual = statistics.median(losses)
             if not sample.gap and not math.isclose(loss, usual, rel_tol=share):
-                sample.gap = f"its {which} loss is {loss:.5g}, the systems' median {usual:.5g}: another model or rule"
-                sample.is_failure = True
+                reason = f"its {which} loss is {loss:.5g}, the systems' median {usual:.5g}: another model or rule"
+                _make_gap(sample, reason, is_failure=True)
+
+
+def _in_lasting_workers(
+    samples: Sequence[Sample],
+    worker: Callable[[Sample], Worker],
+    rounds: int,
+    slice_s: float,
+    say: Callable[[str], None],
+) -> None:
+    """Measure all slices of a sample in one process."""
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for sample in samples:
+            say(f"{sample.workload}: {sample.system} gets ready")
+            workers.append(stack.enter_context(worker(sample)))
+            with _noted_gap(sample):
+                sample.ready = workers[-1].ready()
+        drop_other_models(samples)
+        say(f"{samples[0].workload}: {rounds} rounds")
+        for _ in range(rounds):
+            for sample, its_worker in zip(samples, workers, strict=True):
+                if not sample.gap:
+                    with _noted_gap(sample):
+                        _add(sample, its_worker.slice(slice_s))
+
+
+def _in_fresh_workers(
+    samples: Sequence[Sample],
+    worker: Callable[[Sample], Worker],
+    rounds: int,
+    slice_s: float,
+    say: Callable[[str], None],
+) -> None:
+    """Measure each slice of a sample in a process, or a job, of its own."""
+    answers: dict[int, list[dict[str, Any]]] = {id(sample): [] for sample in samples}
+    for number in range(rounds):
+        say(f"{samples[0].workload}: round {number + 1} of {rounds}")
+        for sample in samples:
+            if not sample.gap:
+                with _noted_gap(sample), worker(sample) as its_worker:
+                    answers[id(sample)].append(its_worker.ready())
+                    _add(sample, its_worker.slice(slice_s))
+    for sample in samples:
+        sample.ready = _typical(answers[id(sample)])
+    for _, alike in groupby(sorted(samples, key=lambda each: each.workers), lambda each: each.workers):
+        drop_other_models(list(alike))  # more workers have another batch
+
+
+def _add(sample: Sample, answer: dict[str, Any]) -> None:
+    sample.values += answer.pop("values")
+    sample.ready |= answer
+
+
+def _typical(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the last of a sample's answers, and the median of each of its numbers."""
+    return {
+        key: statistics.median(answer[key] for answer in answers) if isinstance(value, float) else value
+        for key, value in (answers[-1] if answers else {}).items()
+    }
 
 
 @contextlib.contextmanager
-def _noted_gap(sample: Sample) -> Any:
+def _noted_gap(sample: Sample) -> Iterator[None]:
     try:
         yield
     except GapError as error:
-        sample.gap, sample.is_failure, sample.times = str(error), error.is_failure, []
+        _make_gap(sample, str(error), is_failure=error.is_failure)
 
 
-def _core() -> int:
-    """Return the core that all workers share: the last one that is allowed, since the first is the busiest."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(os.sched_getaffinity(0))
-    return 0
+def _make_gap(sample: Sample, reason: str, *, is_failure: bool) -> None:
+    sample.gap, sample.is_failure, sample.values = reason, is_failure, []

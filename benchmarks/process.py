@@ -1,4 +1,4 @@
-"""The parent's end of a worker: a process that is asked for steps, and is ended whatever happens."""
+"""The parent's end of a worker: a process, or a job, that is asked for slices, and is ended whatever happens."""
 
 import contextlib
 import json
@@ -11,6 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks import systems
+from launch.job import Command, Job, commands
 
 ROOT = Path(__file__).resolve().parents[1]
 END_S = 2.0  # for a worker to end by itself when its input does
@@ -44,30 +47,38 @@ class GapError(Exception):
 
 
 class Worker:
-    """A process with one system's model of one workload; a context manager that ends it.
+    """What measures one task of one system on one workload; a context manager that ends it.
 
     Args:
-        module: of the system.
+        task: its name.
+        system: its name.
         workload: its name.
-        core: to run on.
         limit_s: for each answer.
+        workers: number of processes; several are a job of the launcher's, of which rank 0 answers.
     """
 
-    def __init__(self, module: str, workload: str, *, core: int, limit_s: float) -> None:
-        words = (module, workload, str(core), str(os.getpid()))
-        self._command = [sys.executable, "-P", "-m", "benchmarks.worker", *words]
+    def __init__(self, task: str, system: str, workload: str, *, limit_s: float, workers: int = 1) -> None:
+        self._words = (task, systems.module_name(system), workload, str(workers))
+        self._env = {**os.environ, **_THREADS, **systems.environment(system)}
+        self._workers = workers
         self._limit_s = limit_s
         self._answers = b""
 
     def __enter__(self) -> "Worker":
-        self._words = tempfile.TemporaryFile()
+        self._complaints = tempfile.TemporaryFile()
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        words = (*self._words, str(time.monotonic()), str(os.getpid()))
+        command = Command(argv=(sys.executable, "-P", "-m", "benchmarks.worker", *words))
+        if self._workers > 1:
+            (command,) = commands(
+                Job(workers=self._workers, script=str(ROOT / "benchmarks/worker.py"), arguments=words)
+            )
         self._process = subprocess.Popen(
-            self._command,
+            command.argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._words,
-            env={**os.environ, **_THREADS, "PYTHONPATH": path},
+            stderr=self._complaints,
+            env={**self._env, **command.env, "PYTHONPATH": path},
             start_new_session=True,  # a group, with what a compiler starts
         )
         self._is_idle = False
@@ -84,21 +95,21 @@ class Worker:
         self._kill()
         self._process.wait()
         self._process.stdout.close()
-        self._words.close()
+        self._complaints.close()
 
     def ready(self) -> dict[str, Any]:
-        """Return the worker's description of its model, once it is ready.
+        """Return the worker's description of what it measures, once it is ready.
 
         Raises:
             GapError: it will not be.
         """
-        answer: dict[str, Any] = self._answer("get ready")
+        answer = self._answer("get ready")
         if "absent" in answer:
             raise GapError(answer["absent"], is_failure=False)
         return answer
 
-    def steps(self, seconds: float) -> list[float]:
-        """Return the times, in seconds, of the steps taken in `seconds`; at least one is.
+    def slice(self, seconds: float) -> dict[str, Any]:
+        """Return the "values" measured in `seconds`, at least one, and what else the task tells.
 
         Raises:
             GapError: the worker has ended, or does not answer.
@@ -107,10 +118,9 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):  # its end is told below
             self._process.stdin.write(f"{seconds}\n".encode())
             self._process.stdin.flush()
-        times: list[float] = self._answer("take steps", seconds)
-        return times
+        return self._answer("measure", seconds)
 
-    def _answer(self, what: str, extra_s: float = 0.0) -> Any:
+    def _answer(self, what: str, extra_s: float = 0.0) -> dict[str, Any]:
         """Return the worker's next answer; it is to `what`, which may take `extra_s` by itself."""
         assert self._process.stdout
         self._is_idle = False
@@ -125,7 +135,9 @@ class Worker:
             self._answers += data
         self._is_idle = True
         line, _, self._answers = self._answers.partition(b"\n")
-        return json.loads(line)
+        # an mpiexec writes the rank before it
+        answer: dict[str, Any] = json.loads(line[line.index(b"{") :])
+        return answer
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -136,6 +148,6 @@ class Worker:
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     def _last_words(self) -> str:
-        self._words.seek(0)
-        lines = [line for line in self._words.read().decode(errors="replace").splitlines() if line.strip()]
+        self._complaints.seek(0)
+        lines = [line for line in self._complaints.read().decode(errors="replace").splitlines() if line.strip()]
         return "".join(f"\n{line}" for line in lines[-_LAST_LINES:])

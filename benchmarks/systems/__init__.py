@@ -4,12 +4,16 @@ Such a module has
 
 - ``PACKAGES``: the distributions whose versions are recorded, the first one's beside each figure;
 - ``PRECISION``: of products, as ``"float32"``;
-- ``variants(workload)``: names of the settings among which the fastest is kept;
+- ``variants(workload, task)``: names of the settings among which the fastest is kept; where a task has no trial
+  it takes the last;
 - ``build(workload, variant) -> Built``;
-- ``product(a, b)``: the matrix product of two float32 arrays by what the model uses, as an array.
+- ``product(a, b)``: the matrix product of two float32 arrays by what the model uses, as an array;
+- where it has something to load beside its modules, ``load()``;
+- where it trains in parallel, ``agreed(number) -> int``: rank 0's number, on all ranks.
 
 It imports its framework at the top: where that is not installed, the system is a gap. One whose name begins
-with ``disttrain`` is ours, any other is a peer.
+with ``disttrain`` is ours, any other is a peer. Ours has forms, as ``disttrain:high:avx2``: what stands after a
+colon is a precision of products, or the kernels to use, and sets a variable in the worker's environment.
 """
 
 import pkgutil
@@ -17,7 +21,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from disttrain.errors import unknown_name
+from benchmarks.architecture import Array
+from disttrain.env import KERNELS
+from disttrain.errors import ConfigError, unknown_name
+from disttrain.kernels.instruction_sets import NUMPY, RELEVANT_FLAGS, runnable
+
+PRECISION = "DISTTRAIN_MATMUL_PRECISION"
+PRECISIONS = ("highest", "high", "medium")  # the first by default
 
 
 class AbsentError(Exception):
@@ -26,22 +36,48 @@ class AbsentError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A model that is ready to be trained on its workload's batch.
+    """A model of a workload, and what it does: each returns when it is done, None is for what it cannot do.
 
     Attributes:
-        step: takes one step, forward, backward and optimizer, and returns when it is done: the loss, or what
-            `float` makes it from.
         parameters: number of trained weights' elements, as the framework counts them.
+        step: takes one step on the workload's batch, forward, backward and optimizer; returns the loss, or what
+            `float` makes it from.
+        predict: returns the logits for any number of inputs, computed in batches of the workload's size.
+        epoch: takes steps over inputs and labels in shuffled batches of the workload's size.
     """
 
-    step: Callable[[], Any]
     parameters: int
+    step: Callable[[], Any] | None = None
+    predict: Callable[[Array], Array] | None = None
+    epoch: Callable[[Array, Array], Any] | None = None
 
 
 def names() -> list[str]:
-    """Return the names of all systems: ours first."""
+    """Return the names of all systems, without forms: ours first."""
     found = (module.name for module in pkgutil.iter_modules(__path__))
     return sorted(found, key=lambda name: (not is_ours(name), name))
+
+
+def forms() -> list[str]:
+    """Return the names of disttrain in each other precision, and with the kernels of each instruction set."""
+    return [f"disttrain:{word}" for word in (*PRECISIONS[1:], *_kernels())]
+
+
+def environment(name: str) -> dict[str, str]:
+    """Return the variables that a system's worker has beside the rest: those of its form.
+
+    Raises:
+        ConfigError: there is no such form; the message names the nearest.
+    """
+    base, *words = name.split(":")
+    if words and not is_ours(base):
+        raise ConfigError(f"{name!r}: only disttrain has forms")
+    found = {}
+    for word in words:
+        if word not in (*PRECISIONS, *_kernels()):
+            raise unknown_name("form", word, [*PRECISIONS, *_kernels()])
+        found[PRECISION if word in PRECISIONS else KERNELS] = word
+    return found
 
 
 def module_name(name: str) -> str:
@@ -50,13 +86,19 @@ def module_name(name: str) -> str:
     Raises:
         ConfigError: there is none; the message names the nearest.
     """
-    if "." in name:
-        return name
-    if name not in names():
-        raise unknown_name("system", name, names())
-    return f"{__name__}.{name}"
+    base = name.partition(":")[0]
+    if "." in base:
+        return base
+    if base not in names():
+        raise unknown_name("system", base, names())
+    return f"{__name__}.{base}"
 
 
 def is_ours(name: str) -> bool:
     """Return whether a system is disttrain in one of its forms."""
     return name.rpartition(".")[2].startswith("disttrain")
+
+
+def _kernels() -> list[str]:
+    """Return what ``DISTTRAIN_KERNELS`` may be, on whatever machine."""
+    return [*(each.name for each in runnable(RELEVANT_FLAGS)), NUMPY]

@@ -1,6 +1,7 @@
-"""disttrain, by its public path: `compile` with a metric, then `train_on_batch`."""
+"""disttrain, by its public path: `compile` with a metric, then `train_on_batch`, `predict` and `fit`."""
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,20 +24,43 @@ from benchmarks.architecture import (
     Part,
     Residual,
 )
-from benchmarks.systems import Built
+from benchmarks.systems import PRECISION as PRECISION_VARIABLE
+from benchmarks.systems import PRECISIONS, AbsentError, Built
 from benchmarks.workloads import Optimizer, Workload
+from disttrain import env
+from disttrain.errors import ConfigError
+from disttrain.kernels.library import chosen
 
 PACKAGES = ("disttrain", "numpy")
-PRECISION = "float32"
+PRECISION = os.environ.get(PRECISION_VARIABLE) or PRECISIONS[0]
 
 
-def variants(workload: Workload) -> Sequence[str]:
-    """Return the one way: the defaults."""
-    return ("train_on_batch",)
+def load() -> None:
+    """Load the kernels.
+
+    Raises:
+        AbsentError: this machine has not those that the environment asks for.
+    """
+    try:
+        choice = chosen()
+    except ConfigError as error:
+        raise AbsentError(str(error)) from error
+    if env.kernels() not in ("", choice.name):
+        raise AbsentError(f"there are no kernels for {env.kernels()}: {choice.reason}")
+
+
+def variants(workload: Workload, task: str) -> Sequence[str]:
+    """Return the kernels that are used: there is one way, the defaults."""
+    return (chosen().name,)
+
+
+def agreed(number: int) -> int:
+    """Return rank 0's number."""
+    return int(dt.init().broadcast(np.array([number]))[0])
 
 
 def build(workload: Workload, variant: str) -> Built:
-    """Return the compiled model's step."""
+    """Return the compiled model."""
     model = dt.Sequential(_layers(workload.parts))
     loss = dt.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=_optimizer(workload.optimizer), loss=loss, metrics=["accuracy"])
@@ -45,9 +69,18 @@ def build(workload: Workload, variant: str) -> Built:
         model(x[:0], training=False)  # creates the weights
     for weight, array in zip(model.trainable_weights, _arrays(workload.parts, workload.weights()), strict=True):
         weight.data[...] = array.reshape(weight.shape)  # attention has its heads on an axis of their own
+    size = len(x)
+    epochs = itertools.count()  # so that each has an order of its own
+
+    def epoch(x: Array, y: Array) -> None:
+        number = next(epochs)
+        model.fit(x, y, batch_size=size, initial_epoch=number, epochs=number + 1, verbose=0)
+
     return Built(
-        step=lambda: model.train_on_batch(x, y)["loss"],
         parameters=sum(weight.size for weight in model.trainable_weights),
+        step=lambda: model.train_on_batch(x, y)["loss"],
+        predict=lambda x: model.predict(x, batch_size=size),
+        epoch=epoch,
     )
 
 

@@ -1,7 +1,7 @@
 """JAX: one jitted function for the whole step, which reuses the buffers of weights and optimizer."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 # before JAX is imported; one core
@@ -10,6 +10,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_th
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.architecture import (
     EPSILON,
@@ -34,13 +35,13 @@ PACKAGES = ("jax", "jaxlib")
 PRECISION = "float32"
 
 
-def variants(workload: Workload) -> Sequence[str]:
+def variants(workload: Workload, task: str) -> Sequence[str]:
     """Return the one way."""
     return ("jit",)
 
 
 def build(workload: Workload, variant: str) -> Built:
-    """Return the jitted step on buffers that are donated."""
+    """Return the model: a jitted step on buffers that are donated, a jitted prediction."""
     inputs, targets = workload.batch()
     x, y = jnp.asarray(inputs), jnp.asarray(targets)
     weights = [jnp.asarray(array) for array in workload.weights()]
@@ -50,7 +51,7 @@ def build(workload: Workload, variant: str) -> Built:
 
     def loss_of(weights: Any, x: Any, y: Any) -> Any:
         moments: list[Any] = []
-        logits = _apply(workload.parts, iter(weights), x, moments)
+        logits = _apply(workload.parts, iter(weights), x, moments.append)
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), y[..., None], axis=-1)
         return -chosen.mean(), moments
 
@@ -63,12 +64,31 @@ def build(workload: Workload, variant: str) -> Built:
 
     jitted = jax.jit(update, donate_argnums=0)
 
+    def logits_of(state: Any, x: Any) -> Any:
+        weights, averages, _ = state
+        return _apply(workload.parts, iter(weights), x, averages=iter(averages))
+
+    forward = jax.jit(logits_of)
+    size = len(inputs)
+
     def step() -> Any:
         nonlocal state
         state, loss = jax.block_until_ready(jitted(state, x, y))
         return loss
 
-    return Built(step=step, parameters=sum(weight.size for weight in weights))
+    def predict(x: Array) -> Array:
+        return np.concatenate([forward(state, x[at : at + size]) for at in range(0, len(x), size)])
+
+    generator = np.random.default_rng(0)
+
+    def epoch(x: Array, y: Array) -> None:
+        nonlocal state
+        order = generator.permutation(len(x))
+        for rows in np.split(order, range(size, len(x), size)):
+            state, _ = jitted(state, x[rows], y[rows])
+        jax.block_until_ready(state)
+
+    return Built(parameters=sum(weight.size for weight in weights), step=step, predict=predict, epoch=epoch)
 
 
 def product(a: Array, b: Array) -> Array:
@@ -106,8 +126,14 @@ def _norms(parts: Sequence[Part]) -> Iterator[BatchNorm]:
             yield part
 
 
-def _apply(parts: Sequence[Part], weights: Iterator[Any], x: Any, moments: list[Any]) -> Any:
-    """Return the parts' output; the moments of batch normalizations are appended."""
+def _apply(
+    parts: Sequence[Part],
+    weights: Iterator[Any],
+    x: Any,
+    keep: Callable[[Any], None] = lambda _: None,
+    averages: Iterator[Any] | None = None,
+) -> Any:
+    """Return the parts' output; batch normalizations use `averages`, else the batch's moments, which they keep."""
     for part in parts:
         match part:
             case Dense():
@@ -118,8 +144,8 @@ def _apply(parts: Sequence[Part], weights: Iterator[Any], x: Any, moments: list[
                     x, next(weights), (part.stride,) * 2, (around, around), dimension_numbers=("NHWC", "HWIO", "NHWC")
                 )
             case BatchNorm():
-                mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
-                moments.append((mean, variance))
+                mean, variance = next(averages) if averages else (x.mean((0, 1, 2)), x.var((0, 1, 2)))
+                keep((mean, variance))
                 x = _normalized(x, mean, variance, next(weights), next(weights))
             case LayerNorm():
                 mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
@@ -136,8 +162,8 @@ def _apply(parts: Sequence[Part], weights: Iterator[Any], x: Any, moments: list[
             case Attention():
                 x = _attention(part, [next(weights) for _ in part.shapes()], x)
             case Residual():
-                branch = _apply(part.branch, weights, x, moments)
-                x = branch + _apply(part.shortcut, weights, x, moments)
+                branch = _apply(part.branch, weights, x, keep, averages)
+                x = branch + _apply(part.shortcut, weights, x, keep, averages)
         if isinstance(part, Dense | Conv) and part.use_bias:
             x = x + next(weights)
         activation = getattr(part, "activation", None)

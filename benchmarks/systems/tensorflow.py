@@ -6,6 +6,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
 
+import numpy as np
 import tensorflow as tf
 
 from benchmarks.architecture import (
@@ -34,13 +35,13 @@ tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-def variants(workload: Workload) -> Sequence[str]:
+def variants(workload: Workload, task: str) -> Sequence[str]:
     """Return "graph" and "xla"."""
     return ("graph", "xla")
 
 
 def build(workload: Workload, variant: str) -> Built:
-    """Return the traced step."""
+    """Return the model: a traced step, a traced prediction."""
     inputs, targets = workload.batch()
     x, y = tf.constant(inputs), tf.constant(targets)
     weights = [tf.Variable(array) for array in workload.weights()]
@@ -49,14 +50,35 @@ def build(workload: Workload, variant: str) -> Built:
 
     def step_on(x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
-            logits = _apply(workload.parts, iter(weights), x, iter(averages))
+            logits = _apply(workload.parts, iter(weights), x, iter(averages), trains=True)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
             loss = tf.reduce_mean(losses)
         update(tape.gradient(loss, weights))
         return loss
 
-    traced = tf.function(step_on, jit_compile=variant == "xla", autograph=False)
-    return Built(step=lambda: traced(x, y).numpy(), parameters=sum(int(tf.size(weight)) for weight in weights))
+    def logits_of(x: Any) -> Any:
+        return _apply(workload.parts, iter(weights), x, iter(averages), trains=False)
+
+    train = tf.function(step_on, jit_compile=variant == "xla", autograph=False)
+    forward = tf.function(logits_of, jit_compile=variant == "xla", autograph=False)
+    size = len(inputs)
+
+    def predict(x: Array) -> Array:
+        return np.concatenate([forward(tf.constant(x[at : at + size])) for at in range(0, len(x), size)])
+
+    generator = np.random.default_rng(0)
+
+    def epoch(x: Array, y: Array) -> None:
+        order = generator.permutation(len(x))
+        for rows in np.split(order, range(size, len(x), size)):
+            train(tf.constant(x[rows]), tf.constant(y[rows]))
+
+    return Built(
+        parameters=sum(int(tf.size(weight)) for weight in weights),
+        step=lambda: train(x, y).numpy(),
+        predict=predict,
+        epoch=epoch,
+    )
 
 
 def product(a: Array, b: Array) -> Array:
@@ -108,8 +130,8 @@ def _norms(parts: Sequence[Part]) -> Iterator[int]:
             yield part.channels
 
 
-def _apply(parts: Sequence[Part], weights: Iterator[Any], x: Any, averages: Iterator[Any]) -> Any:
-    """Return the parts' output, and move the averages of batch normalizations."""
+def _apply(parts: Sequence[Part], weights: Iterator[Any], x: Any, averages: Iterator[Any], *, trains: bool) -> Any:
+    """Return the parts' output; batch normalizations move their averages where the model trains, else use them."""
     for part in parts:
         match part:
             case Dense():
@@ -119,10 +141,14 @@ def _apply(parts: Sequence[Part], weights: Iterator[Any], x: Any, averages: Iter
                 around = [part.padding, part.padding]
                 x = tf.nn.conv2d(x, next(weights), part.stride, [[0, 0], around, around, [0, 0]])
             case BatchNorm():
-                x, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, next(weights), next(weights), epsilon=EPSILON)
-                for moment in (mean, variance):
-                    average = next(averages)
-                    average.assign_sub((1 - MOMENTUM) * (average - moment))
+                of_batches = next(averages), next(averages)
+                given = {} if trains else dict(zip(("mean", "variance"), of_batches, strict=True))
+                x, *moments = tf.compat.v1.nn.fused_batch_norm(
+                    x, next(weights), next(weights), epsilon=EPSILON, is_training=trains, **given
+                )
+                if trains:
+                    for average, moment in zip(of_batches, moments, strict=True):
+                        average.assign_sub((1 - MOMENTUM) * (average - moment))
             case LayerNorm():
                 mean, variance = tf.nn.moments(x, -1, keepdims=True)
                 gamma, beta = next(weights), next(weights)
@@ -138,8 +164,8 @@ def _apply(parts: Sequence[Part], weights: Iterator[Any], x: Any, averages: Iter
             case Attention():
                 x = _attention(part, [next(weights) for _ in part.shapes()], x)
             case Residual():
-                branch = _apply(part.branch, weights, x, averages)
-                x = branch + _apply(part.shortcut, weights, x, averages)
+                branch = _apply(part.branch, weights, x, averages, trains=trains)
+                x = branch + _apply(part.shortcut, weights, x, averages, trains=trains)
         if isinstance(part, Dense | Conv) and part.use_bias:
             x = tf.nn.bias_add(x, next(weights))
         activation = getattr(part, "activation", None)

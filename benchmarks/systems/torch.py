@@ -32,36 +32,62 @@ PRECISION = "float32"
 torch.set_num_threads(1)
 
 
-def variants(workload: Workload) -> Sequence[str]:
-    """Return "plain", "fused", and for images "fused, channels_last"."""
-    return ("plain", "fused", "fused, channels_last") if len(workload.input_shape) == 4 else ("plain", "fused")
+def variants(workload: Workload, task: str) -> Sequence[str]:
+    """Return "plain"; but for predictions "fused" as well, and for images that with "channels_last"."""
+    is_image = len(workload.input_shape) == 4
+    if task == "predict":
+        return ("plain", "channels_last") if is_image else ("plain",)
+    return ("plain", "fused", "fused, channels_last") if is_image else ("plain", "fused")
 
 
 def build(workload: Workload, variant: str) -> Built:
-    """Return the step: gradients set to None, forward, backward, optimizer; "compiled" compiles the loss."""
-    model = nn.Sequential(*_modules(workload.parts, workload.weights()))
+    """Return the model: a step sets gradients to None; "compiled" compiles the loss, and for predictions the model."""
+    model = module(workload)
+    layout = torch.channels_last if "channels_last" in variant else torch.contiguous_format
+    model = model.to(memory_format=layout)
     inputs, targets = workload.batch()
-    x, y = torch.from_numpy(inputs), torch.from_numpy(targets).flatten()
-    if x.ndim == 4:
-        x = x.permute(0, 3, 1, 2).contiguous()
-    if "channels_last" in variant:
-        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    size = len(inputs)
     optimizer = _optimizer(workload.optimizer, model, fused="fused" in variant)
+
+    def given(x: Any) -> Any:
+        return x.permute(0, 3, 1, 2).contiguous(memory_format=layout) if x.ndim == 4 else x
 
     def loss_of(x: Any, y: Any) -> Any:
         return functional.cross_entropy(model(x).flatten(0, -2), y)
 
+    forward = model
     if "compiled" in variant:
-        loss_of = torch.compile(loss_of)
+        forward, loss_of = torch.compile(model), torch.compile(loss_of)
 
-    def step() -> Any:
+    def train(x: Any, y: Any) -> Any:
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(x, y)
         loss.backward()
         optimizer.step()
         return loss.detach()
 
-    return Built(step=step, parameters=sum(p.numel() for p in model.parameters()))
+    x, y = given(torch.from_numpy(inputs)), torch.from_numpy(targets).flatten()
+
+    def predict(x: Array) -> Array:
+        model.eval()
+        with torch.inference_mode():
+            logits: Array = torch.cat([forward(given(part)) for part in torch.from_numpy(x).split(size)]).numpy()
+        model.train()
+        return logits
+
+    def epoch(x: Array, y: Array) -> None:
+        inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
+        for rows in torch.randperm(len(inputs)).split(size):
+            train(given(inputs[rows]), targets[rows])
+
+    return Built(
+        parameters=sum(p.numel() for p in model.parameters()), step=lambda: train(x, y), predict=predict, epoch=epoch
+    )
+
+
+def module(workload: Workload) -> Any:
+    """Return the workload's model with its initial weights; images are channels first."""
+    return nn.Sequential(*_modules(workload.parts, workload.weights()))
 
 
 def product(a: Array, b: Array) -> Array:

@@ -8,7 +8,7 @@ from benchmarks.workloads import Workload
 __all__ = ["PACKAGES", "PRECISION", "build", "product", "variants"]
 
 
-def variants(workload: Workload) -> Sequence[str]:
+def variants(workload: Workload, task: str) -> Sequence[str]:
     """Return "compiled, fused", and for images that with channels_last."""
-    compiled = "compiled, fused"
+    compiled = "compiled" if task == "predict" else "compiled, fused"
     return (compiled, f"{compiled}, channels_last") if len(workload.input_shape) == 4 else (compiled,)

@@ -4,7 +4,7 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -58,6 +58,11 @@ class Workload:
         else:
             x = generator.standard_normal(self.input_shape, np.float32)
         return x, generator.integers(self.classes, size=self.label_shape)
+
+    def enlarged(self, times: int) -> "Workload":
+        """Return the workload with that many times the samples in a batch."""
+        inputs, labels = ((times * first, *rest) for first, *rest in (self.input_shape, self.label_shape))
+        return replace(self, input_shape=inputs, label_shape=labels)
 
     def weights(self) -> Iterator[Array]:
         """Yield the initial weights: always the same."""

@@ -7,7 +7,7 @@ PACKAGES = ("numpy",)
 PRECISION = "float32"
 
 
-def variants(workload):
+def variants(workload, task):
     return ("only",)
 
 

@@ -9,7 +9,7 @@ PACKAGES = ("numpy",)
 PRECISION = "float32"
 
 
-def variants(workload):
+def variants(workload, task):
     return ("only",)
 
 
