@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def run(
     json_file: Path | None,
     plot_file: Path | None,
     say: Callable[[str], None],
+    workers: Sequence[int] = (1,),
     **how: Any,
 ) -> bool:
     """Measure, show and keep; return whether nothing failed. What is merely absent is no failure.
@@ -35,10 +37,11 @@ def run(
         json_file: where to keep the figures.
         plot_file: where to draw the ratios.
         say: is told what goes on.
+        workers: numbers of processes that train together.
         how: what `measure` takes beside that.
 
     Raises:
-        ConfigError: an unknown name, or a file that could not be written afterwards.
+        ConfigError: an unknown name, a file that could not be written afterwards, more workers than cores.
         DisttrainError: the task cannot be measured here.
     """
     task = tasks.get(task_name)
@@ -59,6 +62,9 @@ def run(
     if plot_file and importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("a plot needs matplotlib, which is not installed; make env-bench adds it")
     task.check()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if max(workers) > cores:
+        raise ConfigError(f"{max(workers)} workers need a core each; this process may use {cores}")
 
     place = machine.describe()
     console = Console()
@@ -67,7 +73,7 @@ def run(
     console.print(machine.in_words(place), highlight=False, soft_wrap=True)
     samples = []
     for workload in chosen:
-        samples += measure(task, workload, asked, say=say, **how)
+        samples += measure(task, workload, asked, say=say, workers=workers, **how)
         rows = figures.rows(task, samples)
         if json_file:  # after each workload: an interrupted run keeps what it has
             kept = {"task": task.name, "machine": place, "asked": how, "rows": rows}

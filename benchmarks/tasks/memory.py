@@ -40,7 +40,7 @@ TASK = Task(
     prepare=prepare,
     unit="MiB",
     scale=1 / MIB,
-    rounds=1,
+    rounds=3,
     is_fresh=True,
     columns={"imported_mib": "imported", "above_mib": "above that"},
 )

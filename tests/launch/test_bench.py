@@ -1,4 +1,4 @@
-"""`disttrain bench step`, with systems that need no framework."""
+"""`disttrain bench`, with systems that need no framework."""
 
 import json
 import signal
@@ -8,14 +8,21 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from benchmarks import program, systems, tasks
+from benchmarks.measure import Sample
+from disttrain.data import package
 from launch import bench as module
 from launch.bench import bench
 
 TOYS = "tests.benchmarks.toys"
 
 
+def run(*arguments):
+    return CliRunner().invoke(bench, arguments)
+
+
 def step(*arguments):
-    return CliRunner().invoke(bench, ["step", *arguments])
+    return run("step", *arguments)
 
 
 def test_the_figures_are_shown_and_kept(tmp_path):
@@ -29,10 +36,11 @@ def test_the_figures_are_shown_and_kept(tmp_path):
     assert {"cpu", "flags", "cores", "system", "python", "date", "load", "settings"} <= set(kept["machine"])
     row, gap = kept["rows"]
     assert row.keys() == gap.keys()
-    assert {"workload", "system", "precision", "median_ms", "spread_ms", "ratio_to_best_peer", "best_peer"} <= set(row)
-    assert {"product_error", "versions", "variant", "steps", "gap"} <= set(row)
+    assert (kept["task"], row["unit"]) == ("step", "ms")
+    assert {"workload", "system", "precision", "median", "spread", "ratio_to_best_peer", "best_peer"} <= set(row)
+    assert {"product_error", "versions", "variant", "values", "gap"} <= set(row)
     assert (row["workload"], row["system"], row["gap"]) == ("W1", "disttrain", None)
-    assert row["median_ms"] > 0
+    assert row["median"] > 0
     assert set(row["versions"]) == {"disttrain", "numpy"}
     assert (gap["system"], gap["gap"]) == (f"{TOYS}.missing", "a_framework_that_is_not_there is not installed")
 
@@ -48,16 +56,42 @@ def test_a_system_that_fails_makes_the_exit_code_1_after_all_is_shown():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["W9"], "unknown workload 'W9'"),
-        (["W1", "--systems", "disttrian"], "unknown system 'disttrian'; did you mean 'disttrain'?"),
-        (["W1", "--json", "no/such/folder/x.json"], "there is no folder no/such/folder"),
+        (["step", "W9"], "unknown workload 'W9'"),
+        (["step", "W1", "--systems", "disttrian"], "unknown system 'disttrian'; did you mean 'disttrain'?"),
+        (["step", "W1", "--systems", "disttrain:hihg"], "unknown form 'hihg'; did you mean 'high'?"),
+        (["step", "W1", "--systems", "torch:high"], "'torch:high': only disttrain has forms"),
+        (["memory", "W1", "--json", "no/such/folder/x.json"], "there is no folder no/such/folder"),
+        (["epoch", "W4"], "epoch is measured on W1, W2, W3, not on W4"),
+        (["scaling", "W1", "--workers", "4096"], "4096 workers need a core each; this process may use"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_measured(arguments, message):
-    result = step(*arguments)
+    result = run(*arguments)
     assert result.exit_code == 1
     assert message in result.output
-    assert "gets ready" not in result.output
+    assert "W1: " not in result.output
+
+
+def test_all_systems_are_those_of_the_task_and_each_form_of_disttrain(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        program, "measure", lambda task, workload, names, **_: [Sample(workload="W1", system=n) for n in names]
+    )
+    monkeypatch.setattr(program.figures, "rows", lambda task, samples: asked.extend(s.system for s in samples) or [])
+    assert run("memory", "W1", "--systems", "all,jax").exit_code == 0
+    assert asked == ["disttrain", "torch", *systems.forms(), "jax"]
+
+
+def test_an_epoch_without_its_data_says_how_to_get_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("DISTTRAIN_DATA", str(tmp_path))
+    monkeypatch.setattr(package, "_SYSTEM_ROOTS", {"apt": tmp_path})
+    result = run("epoch", "W1")
+    assert result.exit_code == 1
+    assert "disttrain data fashion_mnist" in result.output
+
+
+def test_there_is_a_command_for_each_task():
+    assert sorted(bench.commands) == tasks.names()
 
 
 def test_without_the_folder_it_says_where_it_is(tmp_path, monkeypatch):
@@ -66,6 +100,12 @@ def test_without_the_folder_it_says_where_it_is(tmp_path, monkeypatch):
     assert result.exit_code == 1
     assert f"there is no folder {tmp_path / 'benchmarks'}" in result.output
     assert "make env-bench" in result.output
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_the_help_of_each_task_shows_examples(name):
+    lines = [line.strip() for line in run(name, "--help").output.splitlines()]
+    assert any(line.startswith(f"disttrain bench {name}") for line in lines[lines.index("Examples:") :])
 
 
 def test_the_help_shows_each_example_on_a_line():
