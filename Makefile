@@ -57,8 +57,9 @@ env-bench: env  ## add to .venv what disttrain is measured beside: the extra `be
 	done
 
 # Without a kernel forced on OpenBLAS, as some machines do: it would slow NumPy down. BENCH holds arguments.
-bench: env-bench  ## a training step in disttrain and in other frameworks, side by side
-	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/disttrain bench step $(BENCH)
+TASK ?= step
+bench: env-bench  ## disttrain and other frameworks, side by side: TASK=step|predict|epoch|memory|start|scaling
+	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/disttrain bench $(TASK) $(BENCH)
 
 test: forget check unit mpi  ## everything: checks, tests, tests on 1, 2 and 3 MPI ranks
 	@echo "== skipped in all of these, and why"; cat $(SKIPPED_TESTS) 2>/dev/null || echo "nothing"

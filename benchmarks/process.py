@@ -28,6 +28,7 @@ _THREADS = dict.fromkeys(
         "NUMEXPR_NUM_THREADS",
         "VECLIB_MAXIMUM_THREADS",
         "TORCHINDUCTOR_COMPILE_THREADS",
+        "DISTTRAIN_THREADS",
     ),
     "1",
 )
