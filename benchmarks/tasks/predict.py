@@ -33,5 +33,6 @@ TASK = Task(
     title=f"Prediction on one core: a call with {BATCHES} batches",
     prepare=prepare,
     systems=("disttrain", "torch", "onnxruntime"),
+    rounds=5,
     columns={"samples_per_s": "samples/s"},
 )
