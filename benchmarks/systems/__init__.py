@@ -22,12 +22,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.architecture import Array
-from disttrain.env import KERNELS
+from disttrain.env import KERNELS, MATMUL_PRECISION
 from disttrain.errors import ConfigError, unknown_name
 from disttrain.kernels.instruction_sets import NUMPY, RELEVANT_FLAGS, runnable
-
-PRECISION = "DISTTRAIN_MATMUL_PRECISION"
-PRECISIONS = ("highest", "high", "medium")  # the first by default
+from disttrain.kernels.precision import PRECISIONS
 
 
 class AbsentError(Exception):
@@ -76,7 +74,7 @@ def environment(name: str) -> dict[str, str]:
     for word in words:
         if word not in (*PRECISIONS, *_kernels()):
             raise unknown_name("form", word, [*PRECISIONS, *_kernels()])
-        found[PRECISION if word in PRECISIONS else KERNELS] = word
+        found[MATMUL_PRECISION if word in PRECISIONS else KERNELS] = word
     return found
 
 

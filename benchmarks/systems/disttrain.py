@@ -1,7 +1,6 @@
 """disttrain, by its public path: `compile` with a metric, then `train_on_batch`, `predict` and `fit`."""
 
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,15 +23,15 @@ from benchmarks.architecture import (
     Part,
     Residual,
 )
-from benchmarks.systems import PRECISION as PRECISION_VARIABLE
-from benchmarks.systems import PRECISIONS, AbsentError, Built
+from benchmarks.systems import AbsentError, Built
 from benchmarks.workloads import Optimizer, Workload
 from disttrain import env
 from disttrain.errors import ConfigError
 from disttrain.kernels.library import chosen
+from disttrain.kernels.precision import PRECISIONS
 
 PACKAGES = ("disttrain", "numpy")
-PRECISION = os.environ.get(PRECISION_VARIABLE) or PRECISIONS[0]
+PRECISION = env.matmul_precision() or PRECISIONS[0]
 
 
 def load() -> None:
