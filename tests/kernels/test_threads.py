@@ -36,6 +36,8 @@ def results():
     image, kernel, g = numbers(2, 19, 22, 17), numbers(3, 3, 17, 33), numbers(2, 19, 22, 33)  # by Winograd's products
     made += [ops.conv2d(image, kernel, **around), ops.conv2d_input(g, kernel, size=(19, 22), **around)]
     made.append(ops.conv2d_kernel(image, g, size=(3, 3), **around))
+    made += [ops.matmul(numbers(*a), numbers(*b)) for a, b in [((307, 201), (201, 53)), ((11, 99), (99, 1013))]]
+    made += [ops.matmul(numbers(3, 7, 65, 40), numbers(7, 40, 33)), ops.dense(x, numbers(19, 70), numbers(70))]
     rows, labels = numbers(301, 257), np.arange(301) % 257
     x, gamma = Tensor(rows, requires_grad=True), Tensor(numbers(257), requires_grad=True)
     y = ops.layer_norm(ops.gelu(ops.embedding(labels[::-1], x)), gamma, numbers(257), epsilon=1e-3)

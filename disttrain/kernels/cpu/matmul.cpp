@@ -2,9 +2,9 @@
 //
 //   matmul   c[i, j] = act(sum over p of a[i, p] * b[p, j] + bias[j]), for each matrix of a batch
 //
-// Blocks of b are copied into panels of 2 vectors, which stay in the L2 cache, and a few rows of a at a time into one
-// that stays in L1; a tile keeps PRODUCT_ROWS rows x 2 vectors in registers and walks along both. Whatever way a and b
-// lie, copying turns them: it costs a few percent, and reading a transpose in place several times as much.
+// Blocks of b are copied into panels of 2 vectors, which stay in the L2 cache; a tile keeps PRODUCT_ROWS rows x 2 vectors
+// in registers and walks along a panel and along rows of a, which are read where they lie, whatever way, unless they
+// crowd in the L1 cache. Few columns are computed as a transpose.
 //
 // Each element is the sum, in the order of p, of sums of up to DEPTH products, each of them in the order of p. Where
 // those begin follows from k alone.
@@ -14,8 +14,10 @@
 #include "matmul.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "epilogue.h"
+#include "parallel.h"
 #include "scratch.h"
 #include "tile.h"
 #include "tiles.h"
@@ -26,10 +28,14 @@ namespace {
 
 constexpr int64_t DEPTH = 384;       // products summed in registers; the rows of a for them stay in L1
 constexpr int64_t COLUMNS = 512;     // of b copied at a time: 768 KiB, which stay in L2
+constexpr int64_t TERMS = 1 << 19;   // of a thread, at least: ten microseconds
 
 static_assert(PRODUCT_ROWS <= LANES && COLUMNS % WIDE == 0);
 
 thread_local Scratch scratch, narrow;
+
+// Returns of how many rows, columns or products a thread should compute at least, each of `count` sums of k terms.
+int64_t least(int64_t count, int64_t k) { return std::max<int64_t>(1, TERMS / std::max<int64_t>(1, count * k)); }
 
 // Copies `lines` x `depth` floats, element (l, p) at from[l * line + p * step], to to[p * width + l] where l < `width`,
 // with zeros for lines that are missing, and up to LANES floats behind.
@@ -146,10 +152,24 @@ bool multiply_by_vectors(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, fl
 
 bool multiply(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* c, int64_t c_row, const Epilogue& epilogue,
               [[maybe_unused]] Precision precision) {
+    const bool by_rows = m >= n;
+    std::atomic<bool> done{true};
+    parallel(by_rows ? m : n, least(by_rows ? n : m, k), [&](int64_t begin, int64_t end) {
+        const int64_t i = by_rows ? begin : 0, j = by_rows ? 0 : begin;
+        const int64_t rows = by_rows ? end - begin : m, columns = by_rows ? n : end - begin;
+        const Matrix left{a.data + i * a.row, a.row, a.column}, right{b.data + j * b.column, b.row, b.column};
+        float* part = c + i * c_row + j;
+        Epilogue of_part = epilogue;
+        if (epilogue.bias) of_part.bias += j;
 #if defined(DISTTRAIN_TILES)
-    if (tiles_work()) return multiply_by_tiles(m, n, k, a, b, c, c_row, epilogue, precision);
+        if (tiles_work()) {
+            if (!multiply_by_tiles(rows, columns, k, left, right, part, c_row, of_part, precision)) done = false;
+            return;
+        }
 #endif
-    return multiply_by_vectors(m, n, k, a, b, c, c_row, epilogue);
+        if (!multiply_by_vectors(rows, columns, k, left, right, part, c_row, of_part)) done = false;
+    });
+    return done;
 }
 
 }  // namespace disttrain
@@ -170,18 +190,23 @@ struct Products {
 
 // c: dense, (counts..., m, n), written; bias: (n) or null. Returns 0; 1 where there is no memory.
 int disttrain_matmul(const Products* p, const float* a, const float* b, const float* bias, float* c) {
-    Epilogue epilogue{bias, p->relu != 0, false};
-    int64_t all = 1, at[AXES] = {};
+    const Epilogue epilogue{bias, p->relu != 0, false};
+    const Precision precision = static_cast<Precision>(p->precision);
+    int64_t all = 1;
     for (int64_t count : p->counts) all *= count;
-    for (int64_t number = 0; number < all; number++, c += p->m * p->n) {
-        const float *left = a, *right = b;
-        for (int x = 0; x < AXES; x++) left += at[x] * p->a_steps[x], right += at[x] * p->b_steps[x];
-        if (!multiply(p->m, p->n, p->k, {left, p->a_row, p->a_column}, {right, p->b_row, p->b_column}, c, p->n,
-                      epilogue, static_cast<Precision>(p->precision)))
-            return 1;
-        for (int x = AXES - 1; x >= 0 && ++at[x] == p->counts[x]; x--) at[x] = 0;
-    }
-    return 0;
+    std::atomic<bool> done{true};
+    parallel(all, least(p->m * p->n, p->k), [&](int64_t begin, int64_t end) {
+        for (int64_t number = begin; number < end; number++) {
+            Matrix left{a, p->a_row, p->a_column}, right{b, p->b_row, p->b_column};
+            for (int64_t x = AXES - 1, rest = number; x >= 0; rest /= p->counts[x--]) {
+                left.data += rest % p->counts[x] * p->a_steps[x];
+                right.data += rest % p->counts[x] * p->b_steps[x];
+            }
+            float* product = c + number * p->m * p->n;
+            if (!multiply(p->m, p->n, p->k, left, right, product, p->n, epilogue, precision)) done = false;
+        }
+    });
+    return done ? 0 : 1;
 }
 
 }  // extern "C"
