@@ -18,6 +18,7 @@ from tests.kernels.shapes import PRODUCTS
 UNIT = 2.0**-24  # of rounding to float32
 PARTS = {"highest": 3, "high": 2, "medium": 1}
 EVERY_PRECISION = pytest.mark.parametrize("name", PARTS)
+ALL_ONES = np.uint32(0x7FFFFFFF).view(np.float32)  # a NaN that rounding its bits would turn into -0
 SMALL = [(1, 1, 1), (16, 16, 32), (17, 33, 31), (3, 40, 65), (33, 2, 100)]
 EVERY_SMALL = pytest.mark.parametrize("shape", SMALL, ids=str)
 
@@ -143,7 +144,7 @@ def test_the_bits_of_an_element_follow_from_its_row_and_its_column_alone(name):
 
 
 @EVERY_PRECISION
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3.4e38])
+@pytest.mark.parametrize("value", [np.nan, ALL_ONES, np.inf, -np.inf, 3.4e38])
 def test_what_no_bfloat16_holds_reaches_what_it_reaches_in_the_definition(name, value):
     dt.set_matmul_precision(name)
     for in_a in (True, False):

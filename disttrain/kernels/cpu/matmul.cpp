@@ -69,7 +69,6 @@ void copy(const float* from, int64_t step, int64_t lines, int64_t depth, float* 
         at += p * (width - WIDE);
         if (last >= LANES) store(at, load(from + whole)), at += LANES;
         if (last % LANES) store(at, load_first(from + lines - last % LANES, last % LANES));
-        else if (last > LANES) store(at, Vector{});
     }
 }
 
