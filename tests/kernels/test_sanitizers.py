@@ -25,18 +25,26 @@ EMULATED = InstructionSet(name="emulated", flags=_WIDEST.flags, options=(*_WIDES
 
 
 def lines(instruction_set):
-    small = 3_000 if instruction_set is EMULATED else 1 << 30  # terms: the model of tiles is slow
+    if instruction_set is EMULATED:  # slow, and nothing else is computed with tiles
+        yield from _products(most=3_000)
+        return
     for s in CONVOLUTIONS + WINOGRAD:
         yield "convolution", s.images, *s.size, s.channels, *s.window, s.filters, *s.out, *s.strides, *_before(s)
     for s in POOLS:
         yield "pooling", s.images, *s.size, s.channels, *s.out, *s.window, *s.strides, *_before(s)
-    for m, n, k in (each for each in PRODUCTS if math.prod(each) < small):
-        for a, b in itertools.product([(k, 1), (1, m), (3 * k, 2)], [(n, 1), (1, k), (3 * n, 2)]):
-            yield "product", m, n, k, *a, *b
+    yield from _products()
     for n in LENGTHS:
         yield "flat", n
     for shape in ROWS:
         yield "rows", *shape
+
+
+def _products(most=math.inf):
+    """Yield products of up to `most` terms, whose operands lie by rows, by columns, and apart."""
+    for m, n, k in PRODUCTS:
+        for a, b in itertools.product([(k, 1), (1, m), (3 * k, 2)], [(n, 1), (1, k), (3 * n, 2)]):
+            if m * n * k <= most:
+                yield "product", m, n, k, *a, *b
 
 
 def _before(shape):

@@ -166,7 +166,7 @@ def test_what_no_bfloat16_holds_reaches_what_it_reaches_in_the_definition(name, 
 def test_denormal_numbers_count_as_zero_and_nothing_is_read_behind(name, guarded):
     dt.set_matmul_precision(name)
     a = np.full((3, 5), 2.0**-130, np.float32)
-    got = computed(kernels.matmul, guarded.copy(a), guarded.copy(np.ones((5, 4), np.float32)))
+    got = computed(kernels.matmul, guarded.copy(a), guarded.copy(np.full((5, 4), 2.0**100, np.float32)))
     np.testing.assert_array_equal(got, 0)
 
 
