@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Optional, ParamSpec
 
-from disttrain.autodiff.op import Kernel, Op, Recorded, array_of, is_recording, recording
+from disttrain.autodiff.op import Kernel, Op, Recorded, Rule, array_of, is_recording, recording
 from disttrain.backend import Array
 
 P = ParamSpec("P")
@@ -26,6 +26,7 @@ class Composite(Op[P]):
         self._keeps_rest = True
         self._gradient_of = gradient_of
         self._gradients: dict[tuple[int, ...], Composite[Any]] = {}
+        self._pull: Rule | None = None
 
     def kernel(self, kernel: Kernel) -> Kernel:
         """Attach a kernel, as to an op; a decorator.
@@ -44,6 +45,14 @@ class Composite(Op[P]):
         self._ask_for_output(function)
         self.function = function
         return function
+
+    def pull(self, rule: Rule) -> Rule:
+        """Attach a rule, as `Op.vjp` does, that computes all cotangents together by other ops; a decorator.
+
+        It may take what it computes from arguments to be constant: for gradients of gradients the definition serves.
+        """
+        self._pull = rule
+        return rule
 
     def gradient(self, *numbers: int) -> "Composite[Any]":
         """Return the composite ``(g, y, *args, **attributes)`` of the cotangents of the arguments `numbers`.
@@ -69,6 +78,9 @@ class Composite(Op[P]):
     def _rule(
         self, g: Array, y: Array, *args: Array, needs: tuple[bool, ...], **attributes: Any
     ) -> tuple[Array, ...]:  # fmt: skip
+        differentiated = is_recording() and any(isinstance(a, Recorded) and a.requires_grad for a in (g, *args))
+        if self._pull is not None and not differentiated:
+            return self._pull(g, y, *args, needs=needs, **attributes)
         found: list[Array] = [None] * len(args)
         for number, needed in enumerate(needs):
             if not needed or found[number] is not None:

@@ -58,14 +58,19 @@ class BatchNormalization(Layer):
 
     def call(self, x: Any, training: bool = False) -> Any:
         """Return the normalized input; frozen, or held by a frozen layer, it behaves as in inference."""
-        mean, variance = self.moving_mean, self.moving_variance
-        # without a sample of its own there are no statistics of its own
-        if training and current_step().trainable and (self.synchronized or x.shape[0]):
-            total = current_step().total if self.synchronized else lambda part: part
-            mean, variance = ops.moments(x, total=total)
-            with no_grad():
-                move_average(self.moving_mean, mean, momentum=self.momentum)
-                move_average(self.moving_variance, variance, momentum=self.momentum)
         gamma = 1.0 if self.gamma is None else self.gamma
         beta = 0.0 if self.beta is None else self.beta
-        return ops.batch_norm(x, mean, variance, gamma, beta, epsilon=self.epsilon)
+        # without a sample of its own there are no statistics of its own
+        if not (training and current_step().trainable and (self.synchronized or x.shape[0])):
+            return ops.batch_norm(x, self.moving_mean, self.moving_variance, gamma, beta, epsilon=self.epsilon)
+        total = current_step().total if self.synchronized else _own
+        y, mean, variance = ops.batch_norm_of_batch(x, gamma, beta, epsilon=self.epsilon, total=total)
+        with no_grad():
+            move_average(self.moving_mean, mean, momentum=self.momentum)
+            move_average(self.moving_variance, variance, momentum=self.momentum)
+        return y
+
+
+def _own(part: Any) -> Any:
+    """Return the sum over one rank."""
+    return part

@@ -74,6 +74,24 @@ def test_only_gradients_that_are_needed_are_computed(scaled, launches):
     assert launches == ["forward", "forward", "a, b"]  # the cotangent of a sum is no array in C order
 
 
+def test_a_rule_for_all_arguments_serves_unless_its_gradient_is_asked_for(scaled, launches):
+    asked = []
+
+    @scaled.pull
+    def _(g, _y, x, a, b, *, factor, needs):
+        asked.append(needs)
+        return (g * factor, *(-g * other * factor if needed else None for other, needed in ((b, needs[1]), (a, False))))
+
+    x, a, b = arrays()
+    tensors = [Tensor(v, requires_grad=True) for v in (x, a)]
+    scaled(*tensors, b, factor=3.0).backward(np.ones((2, 5)))
+    np.testing.assert_array_equal(tensors[0].grad, np.full((2, 5), 3.0))
+    np.testing.assert_allclose(tensors[1].grad, -3 * b, rtol=1e-15)
+    assert asked == [(True, True, False)]
+    assert launches == ["forward"]
+    check_grads(lambda *args: scaled(*args, b, factor=0.5) ** 2, x, a, order=2)
+
+
 def test_where_the_kernel_does_not_apply_the_ops_are_recorded(scaled, launches):
     x, a, b = arrays()
     y = scaled(Tensor(np.asfortranarray(x), requires_grad=True), a, b, factor=3.0)

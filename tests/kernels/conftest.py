@@ -3,7 +3,18 @@
 import pytest
 
 from disttrain.env import KERNELS
-from disttrain.kernels import convolution, elementwise, gelu, layer_norm, library, matmul, pooling, rows, softmax
+from disttrain.kernels import (
+    batch_norm,
+    convolution,
+    elementwise,
+    gelu,
+    layer_norm,
+    library,
+    matmul,
+    pooling,
+    rows,
+    softmax,
+)
 from disttrain.kernels.build import BuildError, build
 from disttrain.kernels.instruction_sets import cpu_flags, runnable
 from tests.kernels.guarded import Guarded
@@ -28,7 +39,7 @@ def instruction_set(request, monkeypatch):
 def guarded(monkeypatch):
     """Give kernels arrays between guard bytes, for results too; at the end none of those has changed."""
     guards = Guarded()
-    for module in (convolution, pooling, elementwise, gelu, layer_norm, matmul, rows, softmax):
+    for module in (batch_norm, convolution, pooling, elementwise, gelu, layer_norm, matmul, rows, softmax):
         monkeypatch.setattr(module, "new_array", guards.new_array)
     yield guards
     guards.check()

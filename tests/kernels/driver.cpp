@@ -9,6 +9,7 @@
 //   product     m n k a_row a_column b_row b_column
 //   rows        rows length
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -58,6 +59,13 @@ void disttrain_momentum(int64_t, float*, const float*, float*, float, float);
 void disttrain_nesterov(int64_t, float*, const float*, float*, float, float);
 void disttrain_adam(int64_t, float*, const float*, float*, float*, float, float, float, float, float);
 void disttrain_where_positive(int64_t, const float*, const float*, float*);
+void disttrain_batch_norm(int64_t, int64_t, const float*, const float*, const float*, const float*, const float*, float,
+                          float*);
+void disttrain_batch_norm_input(int64_t, int64_t, const float*, const float*, const float*, const float*, const float*,
+                                const double*, float, float*);
+void disttrain_channel_sums(int64_t, int64_t, const float*, double*);
+void disttrain_cotangent_sums(int64_t, int64_t, const float*, const float*, const float*, double*);
+void disttrain_square_sums(int64_t, int64_t, const float*, const float*, double*);
 void disttrain_gelu(int64_t, int64_t, const float*, float*);
 void disttrain_gelu_gradient(int64_t, int64_t, const float*, const float*, float*);
 void disttrain_layer_norm(int64_t, int64_t, const float*, const float*, const float*, float, float*);
@@ -125,9 +133,17 @@ static void flat(int64_t n) {
 static int rows(const Rows& r) {
     const int64_t n = r.length;
     Array x(r.count * n), g(r.count * n), y(r.count * n), gamma(n), beta(n), both(2 * n), losses(r.count), one(1);
+    Array one_each(n);
+    std::fill_n(one_each.data, n, 1.0f);
     disttrain_layer_norm(r.count, n, x, gamma, beta, 1e-3f, y);
     disttrain_layer_norm_input(r.count, n, g, x, gamma, 1e-3f, y);
     disttrain_layer_norm_scale(r.count, n, g, x, 1e-3f, both);
+    std::vector<double> sums(n + 1), cotangents(2 * n + 1);
+    disttrain_channel_sums(r.count, n, x, sums.data());
+    disttrain_square_sums(r.count, n, x, gamma, sums.data());
+    disttrain_cotangent_sums(r.count, n, g, x, gamma, cotangents.data());
+    disttrain_batch_norm(r.count, n, x, beta, one_each, gamma, beta, 1e-3f, y);
+    disttrain_batch_norm_input(r.count, n, g, x, beta, one_each, gamma, cotangents.data(), 1e-3f, y);
     disttrain_softmax(r.count, n, x, y);
     disttrain_softmax_gradient(r.count, n, g, x, y);
     const Spread dense{r.count ? r.count : 1, 0, 1}, single{1, 0, 0};

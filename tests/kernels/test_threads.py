@@ -43,6 +43,10 @@ def results():
     y = ops.layer_norm(ops.gelu(ops.embedding(labels[::-1], x)), gamma, numbers(257), epsilon=1e-3)
     ops.sparse_softmax_cross_entropy(y + ops.softmax(y), labels).sum().backward(retain_graph=True)
     ops.softmax_cross_entropy(y, rows).backward(rows[:, 0])
+    many = Tensor(numbers(1201, 33), requires_grad=True)
+    z, *moments = ops.batch_norm_of_batch(many, *numbers(2, 33), epsilon=1e-3)
+    z.backward(numbers(33, 1201).T.copy())
+    made += [z.data, many.grad, *(a.data for a in moments)]
     made += [y.data, x.grad, gamma.grad, ops.sum_to(rows, shape=(257,))]
     for optimizer in (SGD(0.1), SGD(0.1, 0.9), SGD(0.1, 0.9, nesterov=True), Adam(0.1)):
         w = numbers(100_001)

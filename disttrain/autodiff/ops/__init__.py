@@ -33,7 +33,7 @@ from disttrain.autodiff.ops.loss import (
     sparse_softmax_cross_entropy,
 )
 from disttrain.autodiff.ops.matrix import dense, matmul
-from disttrain.autodiff.ops.normalization import batch_norm, layer_norm, moments
+from disttrain.autodiff.ops.normalization import batch_norm, batch_norm_of_batch, layer_norm, moments
 from disttrain.autodiff.ops.pooling import average_pool2d, max_pool2d
 from disttrain.autodiff.ops.random import dropout
 from disttrain.autodiff.ops.reduction import max, mean, sum
@@ -56,6 +56,7 @@ __all__ = [
     "attention_weights",
     "average_pool2d",
     "batch_norm",
+    "batch_norm_of_batch",
     "broadcast_to",
     "cast",
     "clip",

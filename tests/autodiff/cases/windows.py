@@ -134,6 +134,38 @@ case(
 )
 
 
+def _normalized(x, gamma, beta):
+    flat = x.reshape(-1, x.shape[-1])
+    return gamma * (x - flat.mean(0)) / (flat.var(0) + 0.1) ** 0.5 + beta
+
+
+for label, shape in {"rows": (4, 3), "images": (2, 2, 1, 2)}.items():
+    case(
+        "batch_norm_of_batch",
+        label,
+        lambda *args: ops.batch_norm_of_batch(*args, epsilon=0.1)[0],
+        _normalized,
+        shape,
+        shape[-1:],
+        shape[-1:],
+    )
+
+
+def _with_half_as_many(part):
+    """Add what others have: half as many values, with the same moments; where there are none, one value."""
+    return part * 1.5 if array_of(part)[-1] else part + 1.0
+
+
+case(
+    "batch_norm_of_batch",
+    "elsewhere",
+    lambda x: ops.batch_norm_of_batch(x, 1.0, 0.0, epsilon=0.1, total=_with_half_as_many)[0],
+    lambda x: _normalized(x, 1.0, 0.0),
+    (4, 3),
+    batched=(0,),
+)
+
+
 def _dropout(x):
     return ops.dropout(x, rate=0.25, key=(1, "mask"), first=3)
 
