@@ -6,6 +6,8 @@ be missing anywhere, gradients of gradients follow, and every kernel has somethi
 """
 
 import inspect
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any, Optional, ParamSpec
 
@@ -57,7 +59,8 @@ class Composite(Op[P]):
     def gradient(self, *numbers: int) -> "Composite[Any]":
         """Return the composite ``(g, y, *args, **attributes)`` of the cotangents of the arguments `numbers`.
 
-        Of one argument it is the cotangent, of several, which then are of one shape, all of them stacked.
+        Of one argument it is the cotangent; of several, all of them, stacked where they are of one shape, else flat,
+        one behind the other.
         """
 
         def cotangents(g: Array, _y: Array, *args: Any, **attributes: Any) -> Array:
@@ -87,8 +90,8 @@ class Composite(Op[P]):
                 continue
             numbers = next((held for held in self._gradients if number in held), (number,))
             cotangents = self.gradient(*numbers)(g, y, *args, **attributes)
-            for i, n in enumerate(numbers):
-                found[n] = cotangents if len(numbers) == 1 else cotangents[i]
+            for n, part in zip(numbers, _parts(cotangents, [args[n].shape for n in numbers]), strict=True):
+                found[n] = part
         return tuple(found)
 
 
@@ -105,7 +108,7 @@ def _pulled_back(
     definition: Callable[..., Any], numbers: tuple[int, ...], g: Array, args: tuple[Any, ...],
     attributes: dict[str, Any],
 ) -> Array:  # fmt: skip
-    """Return what backward makes of `definition` and `g` for the arguments `numbers`; stacked if they are several."""
+    """Return what backward makes of `definition` and `g` for the arguments `numbers`; in one array if several."""
     # not at the top: ops are composites
     from disttrain.autodiff import ops
     from disttrain.autodiff.backward import gradients
@@ -123,4 +126,25 @@ def _pulled_back(
         y = definition(*given, **attributes)
     record = any(isinstance(a, Recorded) for a in (g, *args))
     found = gradients(y, [given[n].call or given[n] for n in numbers], record=record, cotangent=g)
-    return found[0] if len(found) == 1 else ops.stack(found)
+    return _joined(found)
+
+
+def _joined(cotangents: list[Array]) -> Array:
+    """Return `cotangents` as a gradient's kernel gives them."""
+    from disttrain.autodiff import ops
+
+    if len(cotangents) == 1:
+        return cotangents[0]
+    if len({each.shape for each in cotangents}) == 1:
+        return ops.stack(cotangents)
+    return ops.concatenate([ops.reshape(each, shape=(-1,)) for each in cotangents])
+
+
+def _parts(joined: Array, shapes: list[tuple[int, ...]]) -> list[Array]:
+    """Return the cotangents, of `shapes`, that `_joined` has put into one array."""
+    if len(shapes) == 1:
+        return [joined]
+    if len(set(shapes)) == 1:
+        return [joined[i] for i in range(len(shapes))]
+    ends = list(itertools.accumulate(map(math.prod, shapes)))
+    return [joined[end - math.prod(shape) : end].reshape(shape) for shape, end in zip(shapes, ends, strict=True)]

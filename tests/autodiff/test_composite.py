@@ -126,6 +126,40 @@ def test_an_argument_whose_gradient_has_no_kernel_gets_it_by_the_definition():
     check_grads(product, *arrays()[:2], order=2)
 
 
+def test_gradients_of_several_arguments_of_different_shapes_come_in_one_flat_array():
+    @composite
+    def product(a, b):
+        return a @ b
+
+    launches = []
+
+    @product.kernel
+    def _(a, b, *, out=None):
+        made = np.empty((2, 3)) if out is None else out
+        return Launch(np.matmul, (a, b, made), made)
+
+    @product.gradient(0, 1).kernel
+    def _(g, _y, a, b, *, out=None):
+        made = np.empty(a.size + b.size) if out is None else out
+
+        def run(made):
+            launches.append("a, b")
+            made[: a.size] = (g @ b.T).ravel()
+            made[a.size :] = (a.T @ g).ravel()
+
+        return Launch(run, (made,), made)
+
+    generator = np.random.default_rng(1)
+    arrays = [generator.standard_normal((2, 5)), generator.standard_normal((5, 3))]
+    a, b = (Tensor(v, requires_grad=True) for v in arrays)
+    g = np.arange(6.0).reshape(2, 3)
+    product(a, b).backward(g)
+    assert launches == ["a, b"]
+    np.testing.assert_array_equal(a.grad, g @ arrays[1].T)
+    np.testing.assert_array_equal(b.grad, arrays[0].T @ g)
+    check_grads(lambda a, b: product(a, b) ** 2, *arrays, order=2)
+
+
 def test_the_output_is_kept_only_for_a_kernel_that_asks_for_it():
     @composite
     def doubled(x):
