@@ -31,6 +31,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "nesterov": (_NUMBER, *(_POINTER,) * 3, *(_FLOAT,) * 2),
     "adam": (_NUMBER, *(_POINTER,) * 4, *(_FLOAT,) * 5),
     "set_threads": (_NUMBER,),
+    "attention": (_POINTER,) * 6,
+    "attention_gradients": (_POINTER,) * 9,
     "where_positive": (_NUMBER, *(_POINTER,) * 3),
     "winograd": (*(_POINTER,) * 4, _NUMBER, _POINTER),
     "winograd_input": (_POINTER,) * 4,
@@ -55,7 +57,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "sparse_softmax_cross_entropy": (*(_NUMBER,) * 2, *(_POINTER,) * 3),
     "sparse_softmax_cross_entropy_gradient": (*(_NUMBER,) * 2, *(_POINTER,) * 5),
 }
-_MAY_LACK_MEMORY = frozenset({"matmul", *(name for name in _SIGNATURES if name.startswith(("conv2d", "winograd")))})
+_MAY_LACK_MEMORY = frozenset(
+    {"matmul", *(name for name in _SIGNATURES if name.startswith(("attention", "conv2d", "winograd")))}
+)
 _RETURN_A_NUMBER = frozenset({"take_rows", "add_rows"})
 _MAY_MISS_A_LABEL = frozenset({"sparse_softmax_cross_entropy", "sparse_softmax_cross_entropy_gradient"})
 

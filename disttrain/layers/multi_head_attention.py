@@ -107,12 +107,16 @@ class MultiHeadAttention(Layer):
         value = self._further("value", value, query.shape[0])
         key = value if key is None else self._further("key", key, query.shape[0], value.shape[1])
         seen = {"mask": self._mask(attention_mask, query, key), "causal": use_causal_mask}
-        q, k, v = self._heads("query", query), self._heads("key", key), self._heads("value", value)
+        q, k, v = (self._projected(name, x) for name, x in (("query", query), ("key", key), ("value", value)))
         if return_attention_scores or (training and self.dropout):
+            q, k, v = self._apart(q), self._apart(k), self._apart(v)
             scores = ops.attention_weights(q, k, **seen)
-            y = self._joined(self._dropout(scores) @ v)
+            y = (self._dropout(scores) @ v).transpose(0, 2, 1, 3)
+            y = y.reshape(*query.shape[:2], self.num_heads * self.value_dim)
+            y = self._projected("attention_output", y)
             return (y, scores) if return_attention_scores else y
-        return self._joined(ops.attention(q, k, v, **seen))
+        y = ops.attention_of_heads(q, k, v, heads=self.num_heads, **seen)
+        return self._projected("attention_output", y)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make this layer again."""
@@ -128,23 +132,14 @@ class MultiHeadAttention(Layer):
         if self.use_bias:
             self.add_weight(f"{name}/bias", bias, self.bias_initializer)
 
-    def _projected(self, name: str, x: Any, kernel_shape: tuple[int, int]) -> Any:
-        """Return ``x @ kernel + bias``, the kernel's axes joined to two."""
-        kernel = self._own_weights[f"{name}/kernel"][0].reshape(kernel_shape)
+    def _projected(self, name: str, x: Any) -> Any:
+        """Return ``x @ kernel + bias``, heads side by side on one axis: ``(samples, steps, n or all heads)``."""
+        kernel = self._own_weights[f"{name}/kernel"][0].reshape(x.shape[-1], -1)
         return ops.dense(x, kernel, self._own_weights[f"{name}/bias"][0].reshape(-1) if self.use_bias else None)
 
-    def _heads(self, name: str, x: Any) -> Any:
-        """Return the projection of `x`, ``(samples, steps, n) -> (samples, heads, steps, length of a head's)``."""
-        y = self._projected(name, x, (x.shape[-1], -1))
-        length = self.value_dim if name == "value" else self.key_dim
-        return y.reshape(*x.shape[:2], self.num_heads, length).transpose(0, 2, 1, 3)
-
-    def _joined(self, y: Any) -> Any:
-        """Return the output of what the heads found, ``(samples, heads, queries, value_dim)``."""
-        samples, _, queries, _ = y.shape
-        width = self.num_heads * self.value_dim
-        joined = y.transpose(0, 2, 1, 3).reshape(samples, queries, width)
-        return self._projected("attention_output", joined, (width, -1))
+    def _apart(self, x: Any) -> Any:
+        """Return heads that lie side by side on an axis of their own: ``(samples, heads, steps, length)``."""
+        return x.reshape(*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads).transpose(0, 2, 1, 3)
 
     def _further(self, name: str, x: Any, samples: int, steps: int | None = None) -> Any:
         """Return a further input as a Tensor of the layer's dtype, or say what is wrong with its shape."""

@@ -4,6 +4,7 @@ import pytest
 
 from disttrain.env import KERNELS
 from disttrain.kernels import (
+    attention,
     batch_norm,
     convolution,
     elementwise,
@@ -39,7 +40,7 @@ def instruction_set(request, monkeypatch):
 def guarded(monkeypatch):
     """Give kernels arrays between guard bytes, for results too; at the end none of those has changed."""
     guards = Guarded()
-    for module in (batch_norm, convolution, pooling, elementwise, gelu, layer_norm, matmul, rows, softmax):
+    for module in (attention, batch_norm, convolution, pooling, elementwise, gelu, layer_norm, matmul, rows, softmax):
         monkeypatch.setattr(module, "new_array", guards.new_array)
     yield guards
     guards.check()

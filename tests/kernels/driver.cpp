@@ -8,6 +8,8 @@
 //   flat        n
 //   product     m n k a_row a_column b_row b_column
 //   rows        rows length
+//   attention   samples heads queries keys width value_width causal
+//               mask_item mask_sample mask_head mask_query mask_key
 
 #include <algorithm>
 #include <cstdint>
@@ -42,9 +44,16 @@ struct Rows {
     int64_t count, length;
 };
 
+struct Attention {
+    int64_t samples, heads, queries, keys, width, value_width, causal, item, sample, head, query, key;
+};
+
 extern "C" {
 int disttrain_matmul(const Products*, const float*, const float*, const float*, float*);
 int disttrain_conv2d(const Geometry*, const float*, const float*, const float*, int64_t, float*);
+int disttrain_attention(const Attention*, const float*, const float*, const float*, const char*, float*);
+int disttrain_attention_gradients(const Attention*, const float*, const float*, const float*, const float*,
+                                  const char*, float*, float*, float*);
 int disttrain_conv2d_input(const Geometry*, const float*, const float*, float*);
 int disttrain_conv2d_kernel(const Geometry*, const float*, const float*, float*);
 int disttrain_winograd(const Geometry*, const float*, const float*, const float*, int64_t, float*);
@@ -183,6 +192,19 @@ static int product(const Product& p) {
     return failed;
 }
 
+static int attention(const Attention& a) {
+    const int64_t queries = a.samples * a.queries * a.heads, keys = a.samples * a.keys * a.heads;
+    Array q(queries * a.width), k(keys * a.width), v(keys * a.value_width), y(queries * a.value_width);
+    Array q_g(queries * a.width), k_g(keys * a.width), v_g(keys * a.value_width);
+    const int64_t bytes = a.item + (a.samples - 1) * a.sample + (a.heads - 1) * a.head + (a.queries - 1) * a.query +
+                          (a.keys - 1) * a.key;
+    char* mask = a.item ? static_cast<char*>(std::calloc(bytes, 1)) : nullptr;
+    const int failed = disttrain_attention(&a, q, k, v, mask, y) +
+                       disttrain_attention_gradients(&a, y, q, k, v, mask, q_g, k_g, v_g);
+    std::free(mask);
+    return failed;
+}
+
 // Reads a struct of int64_t only.
 template <typename T> static T read() {
     T made;
@@ -199,6 +221,7 @@ int main() {
         else if (name == "product") failed += product(read<Product>());
         else if (name == "flat") flat(read<int64_t>());
         else if (name == "rows") failed += rows(read<Rows>());
+        else if (name == "attention") failed += attention(read<Attention>());
         else return 2;
     }
     std::printf("%d lines\n", calls);

@@ -113,3 +113,35 @@ ROWS = [
     (4, 31),
     (2, 257),
 ]
+
+
+class Attended(NamedTuple):
+    samples: int
+    heads: int
+    queries: int
+    keys: int
+    width: int
+    value_width: int
+
+    def __str__(self):
+        return "-".join(map(str, self))
+
+    @property
+    def sizes(self):
+        """Shapes of query, key, value and output."""
+        s, h, q, k, n, m = self
+        return (s, q, h * n), (s, k, h * n), (s, k, h * m), (s, q, h * m)
+
+
+# blocks: of 32 queries, of 1 << 15 scores
+ATTENTIONS = [
+    Attended(1, 1, 1, 1, 1, 1),
+    Attended(2, 3, 5, 5, 4, 4),
+    Attended(2, 1, 7, 3, 5, 2),  # causal: queries that see all
+    Attended(1, 2, 3, 19, 1, 17),  # causal: keys that nobody sees
+    Attended(2, 2, 33, 33, 16, 16),
+    Attended(3, 2, 65, 64, 31, 33),
+    Attended(1, 1, 31, 70, 64, 1),
+    Attended(1, 1, 9, 9001, 3, 2),  # blocks of 3 queries
+    Attended(2, 2, 37, 40, 8, 8),
+]

@@ -1,7 +1,7 @@
 """The ops: one file a family, one function with its rule an op."""
 
 from disttrain.autodiff.ops.activation import elu, gelu, leaky_relu, selu, silu, softplus
-from disttrain.autodiff.ops.attention import attention, attention_weights
+from disttrain.autodiff.ops.attention import attention, attention_of_heads, attention_weights
 from disttrain.autodiff.ops.conv import conv2d, conv2d_input, conv2d_kernel
 from disttrain.autodiff.ops.elementwise import (
     abs,
@@ -53,6 +53,7 @@ __all__ = [
     "abs",
     "add",
     "attention",
+    "attention_of_heads",
     "attention_weights",
     "average_pool2d",
     "batch_norm",

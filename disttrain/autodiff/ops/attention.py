@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.autodiff.composite import composite
 from disttrain.autodiff.op import Recorded, array_of
 from disttrain.autodiff.ops.elementwise import add, cast, multiply, subtract
 from disttrain.autodiff.ops.matrix import matmul
-from disttrain.autodiff.ops.shape import transpose
+from disttrain.autodiff.ops.shape import reshape, transpose
 from disttrain.autodiff.ops.softmax import softmax
 from disttrain.backend import Array, get_array_module
+from disttrain.kernels import attention as kernels
 
 
 def attention(query: Array, key: Array, value: Array, *, mask: Array | None = None, causal: bool = False) -> Array:
@@ -32,6 +34,37 @@ def attention(query: Array, key: Array, value: Array, *, mask: Array | None = No
     Source: Vaswani et al., "Attention is all you need", 2017.
     """
     return matmul(attention_weights(query, key, mask=mask, causal=causal), value)
+
+
+def attention_of_heads(
+    query: Array, key: Array, value: Array, *, heads: int, mask: Array | None = None, causal: bool = False
+) -> Array:
+    """Return `attention` for each of `heads`, which lie side by side along the last axis.
+
+    Shapes: ``(samples, queries, heads * width), (samples, keys, heads * width), (samples, keys, heads * n) ->
+    (samples, queries, heads * n)``; arguments as of `attention`, `mask` broadcasts to
+    ``(samples, heads, queries, keys)``.
+    """
+    if mask is not None and not isinstance(mask, Recorded):
+        mask = get_array_module(array_of(query)).asarray(mask)
+    return _attention_of_heads(query, key, value, mask, heads=heads, causal=causal)
+
+
+@composite
+def _attention_of_heads(query: Array, key: Array, value: Array, mask: Array, *, heads: int, causal: bool) -> Array:
+    """Return what `attention_of_heads` does; the mask is an argument, so that a plan knows where it comes from."""
+    query, key, value = (_apart(x, heads) for x in (query, key, value))
+    y = transpose(attention(query, key, value, mask=mask, causal=causal), axes=(0, 2, 1, 3))
+    return reshape(y, shape=(*y.shape[:2], y.shape[2] * y.shape[3]))
+
+
+def _apart(x: Array, heads: int) -> Array:
+    """Return heads that lie side by side on an axis of their own: ``(samples, heads, steps, width)``."""
+    return transpose(reshape(x, shape=(*x.shape[:2], heads, x.shape[2] // heads)), axes=(0, 2, 1, 3))
+
+
+_attention_of_heads.kernel(kernels.attention_of_heads)
+_attention_of_heads.gradient(0, 1, 2).kernel(kernels.attention_of_heads_gradients)
 
 
 def attention_weights(query: Array, key: Array, *, mask: Array | None = None, causal: bool = False) -> Array:

@@ -139,3 +139,28 @@ for label, options in SEEN.items():
             k,
             batched=batched[:2],
         )
+
+
+def _of_heads(q, k, v, heads, **options):
+    """Return `attention`, head by head."""
+    parts = [np.split(x, heads, axis=2) for x in (q, k, v)]
+    mask = options.pop("mask", None)
+    masks = [None if mask is None else np.broadcast_to(mask, (2, 2, 3, 4))[:, h] for h in range(heads)]
+    return np.concatenate([attention(*each, mask=m, **options) for *each, m in zip(*parts, masks, strict=True)], axis=2)
+
+
+EACH_HEAD = np.array([[[[1]], [[0]]]]) | (np.arange(48).reshape(2, 2, 3, 4) % 5 < 2)
+for label, options in {**SEEN, "each head": {"mask": EACH_HEAD}}.items():
+    for shape, queries, width, n in (("of two", 3, 4, 6), ("alike", 4, 2, 2)):
+        if "mask" in options and queries == 4:
+            continue
+        case(
+            "attention_of_heads",
+            f"{label} {shape}",
+            lambda q, k, v, o=options: ops.attention_of_heads(q, k, v, heads=2, **o),
+            lambda q, k, v, o=options: _of_heads(q, k, v, 2, **o),
+            (2, queries, width),
+            (2, 4, width),
+            (2, 4, n),
+            batched=(0, 1, 2) if label != "each head" else (),
+        )
