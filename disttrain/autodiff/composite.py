@@ -88,7 +88,9 @@ class Composite(Op[P]):
         for number, needed in enumerate(needs):
             if not needed or found[number] is not None:
                 continue
-            numbers = next((held for held in self._gradients if number in held), (number,))
+            groups = [held for held in self._gradients if number in held] or [(number,)]
+            # one that computes only what is needed, if there is such
+            numbers = next((held for held in groups if all(needs[n] for n in held)), groups[0])
             cotangents = self.gradient(*numbers)(g, y, *args, **attributes)
             for n, part in zip(numbers, _parts(cotangents, [args[n].shape for n in numbers]), strict=True):
                 found[n] = part

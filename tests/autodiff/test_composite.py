@@ -92,6 +92,25 @@ def test_a_rule_for_all_arguments_serves_unless_its_gradient_is_asked_for(scaled
     check_grads(lambda *args: scaled(*args, b, factor=0.5) ** 2, x, a, order=2)
 
 
+def test_of_groups_that_hold_an_argument_the_one_is_taken_that_computes_only_what_is_needed(scaled, launches):
+    @scaled.gradient(2).kernel
+    def _(g, _y, x, a, _b, *, factor, out=None):
+        made = np.empty(a.shape) if out is None else out
+
+        def run(made):
+            launches.append("b")
+            made[...] = -g * a * factor
+
+        return Launch(run, (made,), made)
+
+    x, a, b = arrays()
+    for needs in ((False, True, True), (False, False, True), (False, True, False)):
+        args = [Tensor(v, requires_grad=need) for v, need in zip((x, a, b), needs, strict=True)]
+        scaled(*args, factor=3.0).backward(np.ones((2, 5)))
+        assert [t.grad is not None for t in args] == list(needs)
+    assert launches == ["forward", "a, b", "forward", "b", "forward", "a, b"]
+
+
 def test_where_the_kernel_does_not_apply_the_ops_are_recorded(scaled, launches):
     x, a, b = arrays()
     y = scaled(Tensor(np.asfortranarray(x), requires_grad=True), a, b, factor=3.0)
