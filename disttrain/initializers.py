@@ -82,6 +82,26 @@ def variance_scaling(scale: float, mode: str, distribution: str) -> Initializer:
     return draw
 
 
+def orthogonal(gain: float = 1.0) -> Initializer:
+    """Return an initializer of matrices with orthonormal columns, or rows where there are fewer, times `gain`.
+
+    The axes before the last count as one.
+
+    Source: Saxe, McClelland & Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural
+    networks", 2013.
+    """
+
+    def draw(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        if len(shape) < 2:
+            raise ConfigError(f"orthogonal: a weight of two axes or more is needed, not of shape {shape}")
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        q, r = np.linalg.qr(generator.standard_normal((max(rows, columns), min(rows, columns))))
+        q = q * np.where(np.diag(r) < 0, -1, 1)  # or some matrices would be more likely than others
+        return (gain * (q if rows >= columns else q.T)).reshape(shape)
+
+    return draw
+
+
 _KNOWN: dict[str, Initializer] = {
     "zeros": zeros,
     "ones": ones,
@@ -95,6 +115,7 @@ _KNOWN: dict[str, Initializer] = {
     "he_normal": variance_scaling(2, "fan_in", "truncated_normal"),
     "lecun_uniform": variance_scaling(1, "fan_in", "uniform"),
     "lecun_normal": variance_scaling(1, "fan_in", "truncated_normal"),
+    "orthogonal": orthogonal(),
 }
 
 

@@ -87,12 +87,34 @@ def test_the_truncated_normal_draws_again_beyond_two_deviations():
     check_moments(values, 1, 9 * truncated_stddev() ** 2, 81 * truncated_fourth())
 
 
+@pytest.mark.parametrize("shape", [(7, 4), (4, 7), (5, 5), (2, 3, 4), (3, 1)], ids=str)
+def test_orthogonal_matrices_have_orthonormal_columns_or_rows(shape):
+    values = draw(initializers.orthogonal(2), shape)
+    assert values.shape == shape
+    matrix = values.reshape(-1, shape[-1]) / 2
+    gram = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
+    # Householder's reflections: a few roundings for each of at most 7 columns
+    np.testing.assert_allclose(gram, np.eye(len(gram)), rtol=0, atol=100 * 2**-53)
+
+
+def test_every_orthogonal_matrix_is_as_likely_as_another():
+    """So each element of the first row has either sign; without a fixed sign of R's diagonal some never have."""
+    corners = np.array([draw("orthogonal", (2, 2), seed)[0] for seed in range(200)])
+    # of 200 signs, six standard deviations from the half
+    assert (abs((corners > 0).mean(0) - 0.5) < SIGMAS * 0.5 / math.sqrt(200)).all()
+
+
+def test_orthogonal_vectors_are_an_error():
+    with pytest.raises(ConfigError, match=r"two axes or more is needed, not of shape \(3,\)"):
+        draw("orthogonal", (3,))
+
+
 def test_constants():
     for name, value in (("zeros", 0), ("ones", 1), (initializers.constant(2.5), 2.5)):
         np.testing.assert_array_equal(draw(name, (2, 3)), np.full((2, 3), value))
 
 
-@pytest.mark.parametrize("name", [*SCALED, "random_normal", "random_uniform", "truncated_normal"])
+@pytest.mark.parametrize("name", [*SCALED, "random_normal", "random_uniform", "truncated_normal", "orthogonal"])
 def test_values_follow_from_the_generator_alone(name):
     np.testing.assert_array_equal(draw(name, (4, 5)), draw(name, (4, 5)))
     assert not np.array_equal(draw(name, (4, 5)), draw(name, (4, 5), seed=1))
