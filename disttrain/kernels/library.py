@@ -33,6 +33,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "set_threads": (_NUMBER,),
     "attention": (_POINTER,) * 6,
     "attention_gradients": (_POINTER,) * 9,
+    "lstm": (_POINTER,) * 6,
+    "lstm_gradients": (_POINTER,) * 11,
+    "gru": (_POINTER,) * 6,
+    "gru_gradients": (_POINTER,) * 11,
     "where_positive": (_NUMBER, *(_POINTER,) * 3),
     "winograd": (*(_POINTER,) * 4, _NUMBER, _POINTER),
     "winograd_input": (_POINTER,) * 4,
@@ -58,7 +62,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "sparse_softmax_cross_entropy_gradient": (*(_NUMBER,) * 2, *(_POINTER,) * 5),
 }
 _MAY_LACK_MEMORY = frozenset(
-    {"matmul", *(name for name in _SIGNATURES if name.startswith(("attention", "conv2d", "winograd")))}
+    {"matmul", *(name for name in _SIGNATURES if name.startswith(("attention", "conv2d", "gru", "lstm", "winograd")))}
 )
 _RETURN_A_NUMBER = frozenset({"take_rows", "add_rows"})
 _MAY_MISS_A_LABEL = frozenset({"sparse_softmax_cross_entropy", "sparse_softmax_cross_entropy_gradient"})

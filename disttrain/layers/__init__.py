@@ -6,14 +6,18 @@ from disttrain.layers.conv2d import Conv2D
 from disttrain.layers.dense import Dense
 from disttrain.layers.dropout import Dropout
 from disttrain.layers.embedding import Embedding
+from disttrain.layers.gru import GRU
 from disttrain.layers.layer import Layer
 from disttrain.layers.layer_normalization import LayerNormalization
+from disttrain.layers.lstm import LSTM
 from disttrain.layers.multi_head_attention import MultiHeadAttention
 from disttrain.layers.pooling import AveragePooling2D, GlobalAveragePooling2D, MaxPooling2D
 from disttrain.layers.reshaping import Flatten
 from disttrain.layers.step import Step, current_step, running
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "Activation",
     "AveragePooling2D",
     "BatchNormalization",

@@ -13,6 +13,7 @@ from disttrain.kernels import (
     library,
     matmul,
     pooling,
+    recurrent,
     rows,
     softmax,
 )
@@ -40,7 +41,9 @@ def instruction_set(request, monkeypatch):
 def guarded(monkeypatch):
     """Give kernels arrays between guard bytes, for results too; at the end none of those has changed."""
     guards = Guarded()
-    for module in (attention, batch_norm, convolution, pooling, elementwise, gelu, layer_norm, matmul, rows, softmax):
+    for module in (
+        attention, batch_norm, convolution, elementwise, gelu, layer_norm, matmul, pooling, recurrent, rows, softmax,
+    ):  # fmt: skip
         monkeypatch.setattr(module, "new_array", guards.new_array)
     yield guards
     guards.check()

@@ -10,6 +10,7 @@
 //   rows        rows length
 //   attention   samples heads queries keys width value_width causal
 //               mask_item mask_sample mask_head mask_query mask_key
+//   recurrent   samples steps features units
 
 #include <algorithm>
 #include <cstdint>
@@ -48,7 +49,17 @@ struct Attention {
     int64_t samples, heads, queries, keys, width, value_width, causal, item, sample, head, query, key;
 };
 
+struct Recurrence {
+    int64_t samples, steps, features, units;
+};
+
 extern "C" {
+int disttrain_lstm(const Recurrence*, const float*, const float*, const float*, const float*, float*);
+int disttrain_lstm_gradients(const Recurrence*, const float*, const float*, const float*, const float*, const float*,
+                             const float*, float*, float*, float*, float*);
+int disttrain_gru(const Recurrence*, const float*, const float*, const float*, const float*, float*);
+int disttrain_gru_gradients(const Recurrence*, const float*, const float*, const float*, const float*, const float*,
+                            const float*, float*, float*, float*, float*);
 int disttrain_matmul(const Products*, const float*, const float*, const float*, float*);
 int disttrain_conv2d(const Geometry*, const float*, const float*, const float*, int64_t, float*);
 int disttrain_attention(const Attention*, const float*, const float*, const float*, const char*, float*);
@@ -205,6 +216,21 @@ static int attention(const Attention& a) {
     return failed;
 }
 
+static int recurrent(const Recurrence& r) {
+    const int64_t rows = r.samples * r.steps;
+    Array x(rows * r.features), y(rows * r.units), g(rows * r.units), x_g(rows * r.features);
+    int failed = 0;
+    for (int64_t row : {4 * r.units, 3 * r.units}) {
+        const bool lstm = row == 4 * r.units;
+        Array w(r.features * row), u(r.units * row), b((lstm ? 1 : 2) * row);
+        Array w_g(r.features * row), u_g(r.units * row), b_g((lstm ? 1 : 2) * row);
+        auto back = lstm ? disttrain_lstm_gradients : disttrain_gru_gradients;
+        failed += (lstm ? disttrain_lstm : disttrain_gru)(&r, x, w, u, b, y);
+        failed += back(&r, g, y, x, w, u, b, x_g, w_g, u_g, b_g) + back(&r, g, y, x, w, u, b, nullptr, w_g, u_g, b_g);
+    }
+    return failed;
+}
+
 // Reads a struct of int64_t only.
 template <typename T> static T read() {
     T made;
@@ -222,6 +248,7 @@ int main() {
         else if (name == "flat") flat(read<int64_t>());
         else if (name == "rows") failed += rows(read<Rows>());
         else if (name == "attention") failed += attention(read<Attention>());
+        else if (name == "recurrent") failed += recurrent(read<Recurrence>());
         else return 2;
     }
     std::printf("%d lines\n", calls);

@@ -145,3 +145,25 @@ ATTENTIONS = [
     Attended(1, 1, 9, 9001, 3, 2),  # blocks of 3 queries
     Attended(2, 2, 37, 40, 8, 8),
 ]
+
+
+class Sequences(NamedTuple):
+    samples: int
+    steps: int
+    features: int
+    units: int
+
+    def __str__(self):
+        return "-".join(map(str, self))
+
+
+SEQUENCES = [
+    Sequences(1, 1, 1, 1),
+    Sequences(0, 3, 2, 2),
+    Sequences(2, 2, 3, 4),
+    Sequences(3, 5, 4, 15),
+    Sequences(17, 3, 5, 16),
+    Sequences(2, 7, 33, 17),
+    Sequences(5, 4, 1, 40),
+    Sequences(1, 33, 8, 3),
+]

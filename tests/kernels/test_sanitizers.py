@@ -11,7 +11,7 @@ import pytest
 from disttrain.kernels import build as builder
 from disttrain.kernels.build import BuildError
 from disttrain.kernels.instruction_sets import InstructionSet, cpu_flags, runnable
-from tests.kernels.shapes import ATTENTIONS, CONVOLUTIONS, LENGTHS, POOLS, PRODUCTS, ROWS, WINOGRAD
+from tests.kernels.shapes import ATTENTIONS, CONVOLUTIONS, LENGTHS, POOLS, PRODUCTS, ROWS, SEQUENCES, WINOGRAD
 
 DRIVER = Path(__file__).with_name("driver.cpp")
 # -O1: half the time to compile; the loops and what they touch are the same
@@ -37,6 +37,12 @@ def lines(instruction_set):
         yield "flat", n
     for shape in ROWS:
         yield "rows", *shape
+    for s in ATTENTIONS:
+        yield "attention", *s, 0, *(0,) * 5
+        yield "attention", *s, 1, 1, s.queries * s.keys, 0, s.keys, 1
+        yield "attention", *s, 0, 8, 0, 8 * s.keys, 0, 8
+    for s in SEQUENCES:
+        yield "recurrent", *s
 
 
 def _products(most=math.inf):
@@ -45,10 +51,6 @@ def _products(most=math.inf):
         for a, b in itertools.product([(k, 1), (1, m), (3 * k, 2)], [(n, 1), (1, k), (3 * n, 2)]):
             if m * n * k <= most:
                 yield "product", m, n, k, *a, *b
-    for s in ATTENTIONS:
-        yield "attention", *s, 0, *(0,) * 5
-        yield "attention", *s, 1, 1, s.queries * s.keys, 0, s.keys, 1
-        yield "attention", *s, 0, 8, 0, 8 * s.keys, 0, 8
 
 
 def _before(shape):

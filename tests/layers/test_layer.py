@@ -143,7 +143,12 @@ CONFIGS = [
     layers.LayerNormalization(epsilon=0.01, center=False, scale=False),
     layers.MaxPooling2D(3, (1, 2), "same"),
 ]
-ELSEWHERE = {layers.Embedding, layers.MultiHeadAttention}  # whose inputs are of another kind: own tests
+ELSEWHERE = {
+    layers.Embedding,
+    layers.GRU,
+    layers.LSTM,
+    layers.MultiHeadAttention,
+}  # whose inputs are of another kind: own tests
 
 
 @pytest.mark.parametrize("layer", CONFIGS, ids=lambda layer: type(layer).__name__)

@@ -143,7 +143,9 @@ ALL = {
     "Dense": (lambda: layers.Dense(2), (4,)),
     "Dropout": (lambda: layers.Dropout(0.5), (4,)),
     "Flatten": (layers.Flatten, (4, 4, 2)),
+    "GRU": (lambda: layers.GRU(2), (3, 4)),
     "GlobalAveragePooling2D": (layers.GlobalAveragePooling2D, (4, 4, 2)),
+    "LSTM": (lambda: layers.LSTM(2), (3, 4)),
     "LayerNormalization": (layers.LayerNormalization, (4,)),
     "MaxPooling2D": (layers.MaxPooling2D, (4, 4, 2)),
 }

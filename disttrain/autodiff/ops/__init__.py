@@ -36,6 +36,7 @@ from disttrain.autodiff.ops.matrix import dense, matmul
 from disttrain.autodiff.ops.normalization import batch_norm, batch_norm_of_batch, layer_norm, moments
 from disttrain.autodiff.ops.pooling import average_pool2d, max_pool2d
 from disttrain.autodiff.ops.random import dropout
+from disttrain.autodiff.ops.recurrent import gru, lstm
 from disttrain.autodiff.ops.reduction import max, mean, sum
 from disttrain.autodiff.ops.shape import (
     broadcast_to,
@@ -74,11 +75,13 @@ __all__ = [
     "exp",
     "gelu",
     "getitem",
+    "gru",
     "layer_norm",
     "leaky_relu",
     "log",
     "log1p",
     "log_softmax",
+    "lstm",
     "matmul",
     "max",
     "max_pool2d",
