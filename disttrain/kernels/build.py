@@ -136,20 +136,21 @@ def _compile(compiler: list[str], instruction_set: InstructionSet, library: Path
     # beside the library, since a rename is one step within a file system only
     with tempfile.TemporaryDirectory(prefix=f".{library.stem}.", dir=library.parent) as scratch:
         made = Path(scratch, library.name)
-        sources = sorted(map(str, SOURCES.glob("*.cpp")))
-        objects = [str(Path(scratch, f"{Path(source).stem}.o")) for source in sources]
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            list(
-                pool.map(
-                    lambda pair: _run([*command, "-c", pair[0], "-o", pair[1]]), zip(sources, objects, strict=True)
-                )
-            )
+        objects = compile_each(command, sorted(SOURCES.glob("*.cpp")), Path(scratch))
         _run([*command, "-shared", *objects, "-o", str(made)])
         if not made.exists():
             raise BuildError(f"{shlex.join(command)} ended well and wrote nothing")
         with made.open("rb") as file:
             os.fsync(file.fileno())
         made.replace(library)
+
+
+def compile_each(command: list[str], sources: Iterable[Path], folder: Path) -> list[str]:
+    """Compile `sources` by `command`, as many at a time as there are cores, to objects in `folder`; return these."""
+    pairs = [(str(source), str(folder / f"{source.stem}.o")) for source in sources]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(lambda pair: _run([*command, "-c", pair[0], "-o", pair[1]]), pairs))
+    return [made for _, made in pairs]
 
 
 def _run(command: list[str]) -> str:

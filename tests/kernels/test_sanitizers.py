@@ -66,7 +66,8 @@ def compiled(tmp_path, instruction_set, *sources):
         builder._run([str(tmp_path / "empty")])
     except BuildError as error:
         pytest.skip(f"nothing can be compiled with sanitizers here: {error}")
-    builder._run([*command, *map(str, sources), "-o", str(tmp_path / "driver")])
+    objects = builder.compile_each(command, sources, tmp_path)
+    builder._run([*command, *objects, "-o", str(tmp_path / "driver")])
     return tmp_path / "driver"
 
 
