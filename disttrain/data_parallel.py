@@ -4,7 +4,7 @@ Parameters and gradients live in one flat buffer per dtype; a Bucket is a slice 
 of a bucket is final its all-reduce starts, in bucket order on every rank, and goes on while backward does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,15 +160,9 @@ class GradientSum:
                 return
 
 
-@dataclass(frozen=True)
-class TotalOver:
-    """Sums an array or Tensor over all ranks of `comm`, differentiably. Two of one are equal, as a plan needs them."""
-
-    comm: Communicator
-
-    def __call__(self, x: Any) -> Any:
-        """Return the sum of all ranks' `x`, an array or a Tensor."""
-        return _all_reduce(x, comm=self.comm)
+def total_over(comm: Communicator) -> Callable[[Any], Any]:
+    """Return the function that sums an array or Tensor over all ranks of `comm`, differentiably."""
+    return lambda x: _all_reduce(x, comm=comm)
 
 
 @op

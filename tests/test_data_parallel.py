@@ -8,7 +8,7 @@ import pytest
 import disttrain as dt
 from disttrain.autodiff import Tensor, ops
 from disttrain.comm import threads
-from disttrain.data_parallel import GradientSum, TotalOver, flatten
+from disttrain.data_parallel import GradientSum, flatten, total_over
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -247,7 +247,7 @@ def test_the_sum_over_ranks_is_differentiable():
     # f(a, b) = (a + b)**2 on both ranks: the sum of losses is 2 (a + b)**2
     def work(comm):
         x = Tensor(np.array([comm.rank + 1.0]), requires_grad=True, name="x")
-        total = TotalOver(comm)
+        total = total_over(comm)
         ops.sum(total(x) ** 2).backward()
         array = np.array([comm.rank + 1.0])
         return x.grad.tolist(), total(array).tolist(), array.tolist()

@@ -63,14 +63,9 @@ class BatchNormalization(Layer):
         # without a sample of its own there are no statistics of its own
         if not (training and current_step().trainable and (self.synchronized or x.shape[0])):
             return ops.batch_norm(x, self.moving_mean, self.moving_variance, gamma, beta, epsilon=self.epsilon)
-        total = current_step().total if self.synchronized else _own
+        total = current_step().total if self.synchronized else lambda part: part
         y, mean, variance = ops.batch_norm_of_batch(x, gamma, beta, epsilon=self.epsilon, total=total)
         with no_grad():
             move_average(self.moving_mean, mean, momentum=self.momentum)
             move_average(self.moving_variance, variance, momentum=self.momentum)
         return y
-
-
-def _own(part: Any) -> Any:
-    """Return the sum over one rank."""
-    return part

@@ -11,7 +11,7 @@ from disttrain.backend import Array, to_host
 from disttrain.checkpoint import digest
 from disttrain.comm import Communicator
 from disttrain.data import Batch
-from disttrain.data_parallel import FlatBuffer, GradientSum, TotalOver, broadcast_weights
+from disttrain.data_parallel import FlatBuffer, GradientSum, broadcast_weights, total_over
 from disttrain.errors import CheckpointError, NonFiniteError
 from disttrain.layers import Layer, Step, running
 from disttrain.losses import Loss
@@ -77,7 +77,7 @@ class Replica:
         """
         number = self.optimizer.iterations
         before = [weight.data.copy() for weight in self._state]
-        step = Step(training=True, number=number, first=batch.first, total=TotalOver(self.comm))
+        step = Step(training=True, number=number, first=batch.first, total=total_over(self.comm))
         with running(step):
             y_pred, per_sample = self.step.train(batch)
         own = self._measure(batch, y_pred, per_sample)

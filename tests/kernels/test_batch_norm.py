@@ -6,7 +6,7 @@ import pytest
 from disttrain import Tensor, check_grads, ops
 from disttrain.autodiff.ops import normalization
 from disttrain.comm import threads as ranks
-from disttrain.data_parallel import TotalOver
+from disttrain.data_parallel import total_over
 from disttrain.kernels import batch_norm
 from tests.kernels.shapes import ROWS
 
@@ -121,7 +121,7 @@ def layer(comm, x, g, first, last):
     """Return value, statistics and gradients of the samples from `first` to `last`."""
     gamma, beta = np.float32([1.5, -1, 0.5, 2, 1]), np.float32([0, 1, 2, 3, 4])
     x, gamma, beta = (Tensor(a, requires_grad=True) for a in (x[first:last], gamma, beta))
-    y, mean, variance = ops.batch_norm_of_batch(x, gamma, beta, epsilon=EPSILON, total=TotalOver(comm))
+    y, mean, variance = ops.batch_norm_of_batch(x, gamma, beta, epsilon=EPSILON, total=total_over(comm))
     assert y.call.op is normalization._by_own_moments
     assert mean.call is None
     y.backward(g[first:last])
