@@ -171,8 +171,10 @@ def test_relu_leaves_nan(instruction_set):
         (Shape(64, (8, 8), 8, (3, 3), 64, padding=ONE), False),
         (Shape(64, (8, 8), 64, (3, 3), 8, padding=ONE), False),
         (Shape(64, (8, 8), 64, (3, 3), 64, (2, 2), ONE), False),
+        (Shape(64, (8, 8), 64, (3, 3), 64, (1, 2), ONE), False),
         (Shape(64, (8, 8), 64, (5, 3), 64), False),
         (Shape(64, (3, 3), 64, (3, 3), 64), False),  # of a tile's four results one is wanted
+        (Shape(64, (4, 3), 64, (3, 3), 64), False),  # or two
         (Shape(64, (5, 5), 64, (3, 3), 64), True),
     ],
     ids=str,
