@@ -32,6 +32,15 @@ def results():
     x = numbers(7, 9, 8, 19)
     pooled = ops.max_pool2d(x, **window)
     made = [pooled, ops.average_pool2d(x, **window), elementwise._where_positive(numbers(100_003), numbers(100_003))]
+    for strides, c, f in (((2, 1), 17, 40), ((1, 1), 5, 7)):  # directly
+        image, kernel, window = (
+            numbers(9, 11, 10, c),
+            numbers(3, 2, c, f),
+            {"strides": strides, "padding": ((1, 0), (0, 1))},
+        )
+        y = ops.conv2d(image, kernel, numbers(f), activation="relu", **window)
+        made += [y, ops.conv2d_input(y, kernel, size=(11, 10), **window)]
+        made.append(ops.conv2d_kernel(image, y, size=(3, 2), **window))
     around = {"padding": ((1, 1), (1, 1))}
     image, kernel, g = numbers(2, 19, 22, 17), numbers(3, 3, 17, 33), numbers(2, 19, 22, 33)  # by Winograd's products
     made += [ops.conv2d(image, kernel, **around), ops.conv2d_input(g, kernel, size=(19, 22), **around)]

@@ -18,9 +18,11 @@
 // Arrays are dense in C order, aligned to 4 bytes, and do not overlap. Source: Georganas et al., "Anatomy of
 // high-performance deep learning convolutions on SIMD architectures", 2018, for tiles without im2col.
 
+#include <atomic>
 #include <limits>
 
 #include "grid.h"
+#include "parallel.h"
 #include "scratch.h"
 #include "tile.h"
 
@@ -28,7 +30,7 @@ using namespace disttrain;
 
 namespace {
 
-thread_local Scratch scratch;
+thread_local Scratch scratch, of_part;
 
 // Where the results for the places of a grid go: distances in floats.
 struct Target {
@@ -117,37 +119,44 @@ template <typename At> void pack(int64_t terms, int64_t filters, int64_t step, A
 
 // Convolves images on `grid` with a kernel that pack() has packed. skipping: as in panel(), for images that are treated
 // alone in any batch: of which rows a tile consists would else follow from the batch, and with them where 0 * inf is
-// added.
-void convolve(const Grid& grid, const float* x, int64_t images, const float* packed, int64_t filters,
-              const Target& target, const Epilogue& epilogue, float* copied, int64_t* begins, int64_t* ends,
-              bool skipping) {
+// added. Groups of images are divided among threads. False where there is no memory.
+bool convolve(const Grid& grid, const float* x, int64_t images, const float* packed, int64_t filters,
+              const Target& target, const Epilogue& epilogue, int64_t* begins, int64_t* ends, bool skipping) {
     int64_t group = grid.group(images);
+    std::atomic<bool> has_memory{true};
     skipping = skipping && grid.group(std::numeric_limits<int64_t>::max()) == 1;
     grid.begins(group, begins);
     for (int64_t n = 0, at = 0; n < group; n++)
         for (int64_t r = 0; r < grid.rows; r++)
             for (int64_t q = 0; q < grid.columns; q++)
                 ends[at++] = n * target.image + r * target.row + q * target.column;
-    for (int64_t n = 0; n < images; n += group) {
-        int64_t held = std::min(group, images - n);
-        grid.fill(x + n * grid.height * grid.width * grid.channels, held, copied);
-        const float* part = packed;
-        for (int64_t f = 0; f < filters; f += WIDE) {
-            int64_t wide = std::min(WIDE, filters - f);
-            Epilogue of_panel = epilogue;
-            if (of_panel.bias) of_panel.bias += f;
-            panel(grid, copied, begins, part, target.base + n * target.image + f, ends, held * grid.places(), wide,
-                  of_panel, skipping);
-            part += grid.terms() * (wide > LANES ? WIDE : LANES);
+    parallel(divided_up(images, group), 1, [&](int64_t begin, int64_t end) {
+        if (!of_part.reserve((group * grid.size() + SLACK) * sizeof(float))) {
+            has_memory = false;
+            return;
         }
-    }
+        float* copied = of_part.take<float>(group * grid.size() + SLACK);
+        for (int64_t n = begin * group; n < std::min(images, end * group); n += group) {
+            int64_t held = std::min(group, images - n);
+            grid.fill(x + n * grid.height * grid.width * grid.channels, held, copied);
+            const float* part = packed;
+            for (int64_t f = 0; f < filters; f += WIDE) {
+                int64_t wide = std::min(WIDE, filters - f);
+                Epilogue of_panel = epilogue;
+                if (of_panel.bias) of_panel.bias += f;
+                panel(grid, copied, begins, part, target.base + n * target.image + f, ends, held * grid.places(),
+                      wide, of_panel, skipping);
+                part += grid.terms() * (wide > LANES ? WIDE : LANES);
+            }
+        }
+    });
+    return has_memory;
 }
 
 // Reserves scratch for convolve(); false where there is no memory.
 bool reserve(const Grid& grid, int64_t images, int64_t filters) {
     int64_t group = grid.group(images);
-    int64_t bytes = Scratch::rounded(packed_size(grid.terms(), filters) * sizeof(float)) +
-                    Scratch::rounded((group * grid.size() + SLACK) * sizeof(float));
+    int64_t bytes = Scratch::rounded(packed_size(grid.terms(), filters) * sizeof(float));
     return scratch.reserve(bytes + 2 * Scratch::rounded(group * grid.places() * sizeof(int64_t)));
 }
 
@@ -177,13 +186,11 @@ int disttrain_conv2d(const Geometry* g, const float* x, const float* kernel, con
     if (!reserve(grid, g->images, g->filters)) return 1;
     int64_t group = grid.group(g->images), filters = g->filters;
     float* packed = scratch.take<float>(packed_size(grid.terms(), filters));
-    float* copied = scratch.take<float>(group * grid.size() + SLACK);
     int64_t* begins = scratch.take<int64_t>(group * grid.places());
     int64_t* ends = scratch.take<int64_t>(group * grid.places());
     pack(grid.terms(), filters, 1, [&](int64_t term) { return kernel + term * filters; }, packed);
     Target target{y, grid.places() * filters, grid.columns * filters, filters};
-    convolve(grid, x, g->images, packed, filters, target, {bias, relu != 0}, copied, begins, ends, false);
-    return 0;
+    return !convolve(grid, x, g->images, packed, filters, target, {bias, relu != 0}, begins, ends, false);
 }
 
 // cotangent: as y, kernel: as in disttrain_conv2d, x: written. Returns 0; 1 where there is no memory.
@@ -198,7 +205,6 @@ int disttrain_conv2d_input(const Geometry* g, const float* cotangent, const floa
             if (!reserve(grid, g->images, g->channels)) return 1;
             int64_t group = grid.group(g->images);
             float* packed = scratch.take<float>(packed_size(grid.terms(), g->channels));
-            float* copied = scratch.take<float>(group * grid.size() + SLACK);
             int64_t* begins = scratch.take<int64_t>(group * grid.places());
             int64_t* ends = scratch.take<int64_t>(group * grid.places());
             auto turned = [&](int64_t term) {
@@ -211,7 +217,7 @@ int disttrain_conv2d_input(const Geometry* g, const float* cotangent, const floa
             int64_t line = g->width * g->channels;
             Target target{x + down.first * line + across.first * g->channels, g->height * line,
                           g->stride_down * line, g->stride_across * g->channels};
-            convolve(grid, cotangent, g->images, packed, g->channels, target, {}, copied, begins, ends, true);
+            if (!convolve(grid, cotangent, g->images, packed, g->channels, target, {}, begins, ends, true)) return 1;
         }
     }
     return 0;

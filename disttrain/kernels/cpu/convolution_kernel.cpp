@@ -10,15 +10,17 @@
 //
 // Arrays are dense in C order, aligned to 4 bytes, and do not overlap.
 
+#include <atomic>
+
 #include "grid.h"
+#include "parallel.h"
 #include "scratch.h"
-#include "vector.h"
+#include "tile.h"
 
 using namespace disttrain;
 
 namespace {
 
-constexpr int64_t WIDE = 2 * LANES;  // filters of a tile
 constexpr int64_t CHUNK = 128;       // places summed in registers before memory is added to; their g stays in L1
 
 thread_local Scratch scratch;
@@ -73,31 +75,27 @@ void deep_panel(const Grid& grid, const float* x, const int64_t* begins, const f
     }
 }
 
-}  // namespace
-
-extern "C" {
-
-// x: (images, height, width, channels), cotangent: (images, out_height, out_width, filters),
-// kernel: (kernel_height, kernel_width, channels, filters), written. Returns 0; 1 where there is no memory.
-int disttrain_conv2d_kernel(const Geometry* g, const float* x, const float* cotangent, float* kernel) {
-    Grid grid = grid_of(*g);
-    int64_t group = grid.group(g->images), filters = g->filters;
+// Computes the adjoint for the filters from `first` to `last`; false where there is no memory.
+bool of_filters(const Geometry& g, const Grid& grid, const float* x, const float* cotangent, float* kernel,
+                int64_t first, int64_t last) {
+    int64_t group = grid.group(g.images), filters = g.filters;
     int64_t bytes = Scratch::rounded((group * grid.size() + SLACK) * sizeof(float)) +
                     Scratch::rounded(CHUNK * WIDE * sizeof(float)) +
                     Scratch::rounded(group * grid.places() * sizeof(int64_t));
-    if (!scratch.reserve(bytes)) return 1;
+    if (!scratch.reserve(bytes)) return false;
     float* copied = scratch.take<float>(group * grid.size() + SLACK);
     float* narrow = scratch.take<float>(CHUNK * WIDE);
     int64_t* begins = scratch.take<int64_t>(group * grid.places());
     grid.begins(group, begins);
-    std::fill(kernel, kernel + grid.terms() * filters, 0.0f);
-    for (int64_t n = 0; n < g->images; n += group) {
-        int64_t held = std::min(group, g->images - n), places = held * grid.places();
-        grid.fill(x + n * g->height * g->width * g->channels, held, copied);
+    for (int64_t t = 0; t < grid.terms(); t++)
+        std::fill(kernel + t * filters + first, kernel + t * filters + last, 0.0f);
+    for (int64_t n = 0; n < g.images; n += group) {
+        int64_t held = std::min(group, g.images - n), places = held * grid.places();
+        grid.fill(x + n * g.height * g.width * g.channels, held, copied);
         const float* of_group = cotangent + n * grid.places() * filters;
         for (int64_t p = 0; p < places; p += CHUNK) {
             int64_t count = std::min(CHUNK, places - p);
-            for (int64_t f = 0; f < filters; f += WIDE) {
+            for (int64_t f = first; f < last; f += WIDE) {
                 int64_t wide = std::min(WIDE, filters - f), line = filters;
                 const float* part = of_group + p * filters + f;
                 if (wide % LANES != 0) {  // a whole vector would reach behind the array
@@ -113,7 +111,23 @@ int disttrain_conv2d_kernel(const Geometry* g, const float* x, const float* cota
             }
         }
     }
-    return 0;
+    return true;
+}
+
+}  // namespace
+
+extern "C" {
+
+// x: (images, height, width, channels), cotangent: (images, out_height, out_width, filters),
+// kernel: (kernel_height, kernel_width, channels, filters), written. Returns 0; 1 where there is no memory.
+int disttrain_conv2d_kernel(const Geometry* g, const float* x, const float* cotangent, float* kernel) {
+    const Grid grid = grid_of(*g);
+    std::atomic<bool> has_memory{true};
+    parallel(divided_up(g->filters, WIDE), 1, [&](int64_t begin, int64_t end) {
+        if (!of_filters(*g, grid, x, cotangent, kernel, begin * WIDE, std::min(g->filters, end * WIDE)))
+            has_memory = false;
+    });
+    return !has_memory;
 }
 
 }  // extern "C"
