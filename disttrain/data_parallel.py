@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from disttrain import progress
 from disttrain.autodiff import Tensor, op
 from disttrain.autodiff.backward import leaves
 from disttrain.autodiff.op import tracing
@@ -15,6 +16,7 @@ from disttrain.backend import Array, get_array_module
 from disttrain.comm import Communicator
 from disttrain.comm.base import Pending
 from disttrain.observe import log
+from disttrain.progress import Phase
 
 BUCKET_BYTES = 1 << 22
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
@@ -98,6 +100,7 @@ class GradientSum:
         A parameter that `loss` does not depend on has a gradient of 0; it is named in a warning, once.
         """
         self.begin()
+        progress.at(Phase.BACKWARD)
         reached = {loss, *leaves(loss)} if loss.requires_grad else set()  # a parameter may be the loss itself
         unused = [p for p in self._view_of if p not in reached]
         for parameter in unused:
@@ -145,11 +148,13 @@ class GradientSum:
             following = self.buckets[self._started]
             following.pending = self.comm.start_all_reduce(following.gradient)
             self._started += 1
+            progress.at(Phase.BACKWARD, self._started)
         self._advance()
 
     def finish(self) -> None:
         """Wait until all buckets are summed up over the ranks."""
-        for bucket in self.buckets:
+        for number, bucket in enumerate(self.buckets):
+            progress.at(Phase.BUCKET, number)
             assert bucket.pending is not None
             bucket.pending.wait()
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from disttrain import env
+from disttrain import env, progress
 from disttrain.comm.base import Communicator, Pending, Request
 from disttrain.errors import ConfigError, unknown_name
 from disttrain.observe import log
@@ -41,8 +41,9 @@ def init(transport: str | None = None) -> Communicator:
     if comm is None:
         with _joining:
             if _joined is None:
-                _joined = connect(transport or env.transport())
-                _divide_cores(_joined)
+                with progress.phase(progress.Phase.JOIN):
+                    _joined = connect(transport or env.transport())
+                    _divide_cores(_joined)
             comm = _joined
     if transport is not None and transport != comm.transport:
         raise ConfigError(

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from disttrain import progress
 from disttrain.backend import Array, get_array_module
 from disttrain.comm import ring, tree
 from disttrain.comm.arrays import check_writable, combination, contiguous, copy_back
@@ -21,6 +22,7 @@ __all__ = ["Communicator", "Pending", "Request"]
 
 # Every MPI has tags up to 32767: the lower half is the user's, the upper one that of collectives.
 USER_TAGS = 16384
+_NOTHING = np.empty(0, np.uint8)
 
 
 class Communicator(ABC):
@@ -87,11 +89,12 @@ class Communicator(ABC):
 
     def send(self, array: Array, dest: int, tag: int = 0) -> None:
         """Send `array` to rank `dest`; block until it may be changed again."""
-        self._finish(self.isend(array, dest, tag))
+        host = contiguous(array)
+        self._finish(self.isend(host, dest, tag), "send", host, dest)
 
     def recv(self, array: Array, source: int, tag: int = 0) -> Array:
         """Receive `array` from rank `source`, in place, and return it."""
-        self._finish(self.irecv(array, source, tag))
+        self._finish(self.irecv(array, source, tag), "recv", array, source)
         return array
 
     def all_reduce(self, array: Array, op: str = "sum") -> Array:
@@ -112,7 +115,8 @@ class Communicator(ABC):
         Nothing moves by itself: call `Pending.advance` now and then, and `Pending.wait` at the end.
         """
         check_writable(array)
-        return self._start(self._all_reduce(array, combination(op, array)))
+        steps = self._all_reduce(array, combination(op, array), self._channel())
+        return self._start(steps, "all_reduce", array)
 
     def reduce_scatter(self, array: Array, op: str = "sum") -> Array:
         """Return this rank's rows of the sum over all ranks; `array` itself is not changed.
@@ -129,7 +133,7 @@ class Communicator(ABC):
         bounds = [row * row_size for row in rows]
         flat = self._scratch.take(host.size, host.dtype)
         np.copyto(flat, host.reshape(-1))
-        self._run(ring.reduce_scatter(flat, bounds, combine, self._channel()))
+        self._run(ring.reduce_scatter(flat, bounds, combine, self._channel()), "reduce_scatter", host)
         mine = flat[bounds[self.rank] : bounds[self.rank + 1]].copy()
         self._scratch.give(flat)
         shape = (rows[self.rank + 1] - rows[self.rank], *host.shape[1:])
@@ -141,7 +145,7 @@ class Communicator(ABC):
         gathered = np.empty((self.world_size, *host.shape), host.dtype)
         gathered[self.rank] = host
         bounds = [rank * host.size for rank in range(self.world_size + 1)]
-        self._run(ring.all_gather(gathered.reshape(-1), bounds, self._channel()))
+        self._run(ring.all_gather(gathered.reshape(-1), bounds, self._channel()), "all_gather", gathered)
         return get_array_module(array).asarray(gathered)
 
     def broadcast(self, array: Array, root: int = 0) -> Array:
@@ -149,13 +153,13 @@ class Communicator(ABC):
         self._check_rank("root", root)
         check_writable(array)
         host = contiguous(array)
-        self._run(tree.broadcast(host.reshape(-1), root, self._channel()))
+        self._run(tree.broadcast(host.reshape(-1), root, self._channel()), "broadcast", host)
         copy_back(host, array)
         return array
 
     def barrier(self) -> None:
         """Block until every rank has called this."""
-        self._run(tree.barrier(self._channel()))
+        self._run(tree.barrier(self._channel()), "barrier", _NOTHING)
 
     def all_gather_json(self, value: Any) -> list[Any]:
         """Return the values of all ranks, as they come out of JSON: tuples as lists."""
@@ -164,7 +168,7 @@ class Communicator(ABC):
         bounds = [0, *itertools.accumulate(sizes.tolist())]
         flat = np.empty(bounds[-1], np.uint8)
         flat[bounds[self.rank] : bounds[self.rank + 1]] = data
-        self._run(ring.all_gather(flat, bounds, self._channel()))
+        self._run(ring.all_gather(flat, bounds, self._channel()), "all_gather", flat)
         return [json.loads(flat[start:stop].tobytes()) for start, stop in itertools.pairwise(bounds)]
 
     def broadcast_json(self, value: Any, root: int = 0) -> Any:
@@ -174,26 +178,34 @@ class Communicator(ABC):
         flat = data.copy() if self.rank == root else np.empty(int(size), np.uint8)
         return json.loads(self.broadcast(flat, root).tobytes())
 
-    def _all_reduce(self, array: Array, combine: np.ufunc) -> Steps:
+    def _all_reduce(self, array: Array, combine: np.ufunc, channel: Channel) -> Steps:
         host = contiguous(array)
-        yield from ring.all_reduce(host.reshape(-1), combine, self._channel())
+        yield from ring.all_reduce(host.reshape(-1), combine, channel)
         copy_back(host, array)
 
-    def _start(self, steps: Steps) -> Pending:
-        pending = Pending(steps, self._under_way)
+    def _start(self, steps: Steps, op: str, array: Array) -> Pending:
+        """Start the collective that the newest channel was made for."""
+        pending = Pending(steps, self._under_way, self._call(op, array))
         pending.advance()
         return pending
 
-    def _run(self, steps: Steps) -> None:
-        self._start(steps).wait()
+    def _run(self, steps: Steps, op: str, array: Array) -> None:
+        self._start(steps, op, array).wait()
 
-    def _finish(self, request: Request) -> None:
-        # The other side may answer only after its all-reduce, which waits for this rank's part.
-        while self._under_way and not request.test():
-            for pending in tuple(self._under_way):
-                pending.advance()
-            os.sched_yield()
-        request.wait()
+    def _finish(self, request: Request, op: str, array: Array, peer: int) -> None:
+        progress.waits(self._call(op, array), peer)
+        try:
+            # The other side may answer only after its all-reduce, which waits for this rank's part.
+            while self._under_way and not request.test():
+                for pending in tuple(self._under_way):
+                    pending.advance()
+                os.sched_yield()
+            request.wait()
+        finally:
+            progress.goes_on()
+
+    def _call(self, op: str, array: Array) -> progress.Call:
+        return progress.call(self._sequence, op, array.dtype.kind, array.dtype.itemsize, array.nbytes)
 
     def _channel(self) -> Channel:
         tag = USER_TAGS + self._sequence % USER_TAGS

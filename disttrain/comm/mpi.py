@@ -1,5 +1,6 @@
 """The transport over MPI, through mpi4py: the MPI of a wheel, or the system's own."""
 
+import atexit
 import os
 import sys
 import time
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from disttrain import env
+from disttrain import env, progress
 from disttrain.comm.base import Communicator
 from disttrain.comm.pending import HostArray, Request
+from disttrain.comm.waiting import Patience
 from disttrain.errors import CommError, LaunchError
 
 if TYPE_CHECKING:
@@ -26,11 +28,15 @@ _MESSAGE_BYTES = 1 << 30  # older MPIs count in 32 bits
 _YIELD_S = 1e-3
 _SLEEP_S = 50e-6
 
+_LOOK_S = 0.25  # how often a rank that waits looks whether the other one has left
+_IN_FLIGHT_S = 1.0  # what was sent before it left may still arrive
+
 
 def connect() -> Communicator:
     """Join the job that MPI's launcher has started, of any number of ranks.
 
-    With more than one rank, an exception that nothing catches ends all ranks from now on.
+    With more than one rank, an exception that nothing catches ends all ranks from now on, and a rank whose script
+    ends while another waits for it is an error there.
 
     Raises:
         LaunchError: no MPI can be loaded, or it does not know the launcher of this process.
@@ -48,6 +54,7 @@ def connect() -> Communicator:
     comm = MpiCommunicator(mpi)
     if comm.world_size > 1:
         _abort_on_exception(comm)
+        atexit.register(comm.leave)
     return comm
 
 
@@ -59,6 +66,7 @@ class MpiCommunicator(Communicator):
     def __init__(self, mpi: ModuleType) -> None:
         self._mpi = mpi
         self._world: MPI.Intracomm = mpi.COMM_WORLD.Dup()
+        self._farewells: MPI.Intracomm = mpi.COMM_WORLD.Dup()
         node = self._world.Split_type(mpi.COMM_TYPE_SHARED)
         super().__init__(
             rank=self._world.Get_rank(),
@@ -69,12 +77,24 @@ class MpiCommunicator(Communicator):
 
     def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
         parts = [self._world.Isend([part, self._mpi.BYTE], dest, tag) for part in _parts(array)]
-        return _Message(self._mpi, parts, None, f"rank {self.rank}: message to rank {dest}")
+        return _Message(self, parts, None, dest, f"rank {self.rank}: message to rank {dest}")
 
     def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
         parts = [self._world.Irecv([part, self._mpi.BYTE], source, tag) for part in _parts(array)]
         what = f"rank {self.rank}: message from rank {source}"
-        return _Message(self._mpi, parts, array.nbytes, what)
+        return _Message(self, parts, array.nbytes, source, what)
+
+    def leave(self) -> None:
+        """Tell all ranks that this one sends and receives nothing more."""
+        progress.at(progress.Phase.LEFT)
+        if not self._mpi.Is_finalized():
+            for rank in range(self.world_size):
+                if rank != self.rank:
+                    self._farewells.Isend([b"", self._mpi.BYTE], rank)  # goes through at once: it is empty
+
+    def has_left(self, rank: int) -> bool:
+        """Return whether `rank` has said that it leaves."""
+        return bool(self._farewells.Iprobe(rank))
 
     def abort(self, exit_code: int) -> NoReturn:
         """End all ranks by MPI_Abort."""
@@ -85,15 +105,19 @@ class _Message:
     """The parts of a message, which go through in their order.
 
     Args:
-        mpi: the module.
+        comm: whose message it is.
         parts: at least one.
         expected: the size in bytes that a message which is received must have.
+        peer: the other rank.
         what: begins an error.
     """
 
-    def __init__(self, mpi: ModuleType, parts: "list[MPI.Request]", expected: int | None, what: str) -> None:
-        self._mpi, self._parts, self._expected, self._what = mpi, deque(parts), expected, what
-        self._status = mpi.Status()
+    def __init__(
+        self, comm: MpiCommunicator, parts: "list[MPI.Request]", expected: int | None, peer: int, what: str
+    ) -> None:
+        self._comm, self._mpi, self._parts = comm, comm._mpi, deque(parts)
+        self._expected, self._peer, self._what = expected, peer, what
+        self._status = self._mpi.Status()
         self._arrived = 0
 
     def test(self) -> bool:
@@ -117,7 +141,29 @@ class _Message:
             if time.monotonic() - begin < _YIELD_S:
                 os.sched_yield()
             else:
-                time.sleep(_SLEEP_S)
+                self._wait_long(begin)
+                return
+
+    def _wait_long(self, begin: float) -> None:
+        """Wait without holding the core, and without waiting for ever for a rank that has left."""
+        progress.waits_for(self._peer)
+        patience = Patience(self._comm.rank, self._peer, begin)
+        look_s, left_s = begin + _LOOK_S, float("inf")
+        while not self.test():
+            time.sleep(_SLEEP_S)
+            now = time.monotonic()
+            if now < look_s:
+                continue
+            look_s = now + _LOOK_S
+            patience.check(now)
+            if self._comm.has_left(self._peer):
+                left_s = min(left_s, now)
+            if now - left_s > _IN_FLIGHT_S:
+                raise CommError(
+                    f"rank {self._peer} has left the job, its script has ended or called sys.exit(), and rank "
+                    f"{self._comm.rank} waits for it in {progress.own().call_words}; every rank must make the same "
+                    "collectives, those of fit(), evaluate(), predict() and save() among them"
+                )
 
     def _mismatch(self, arrived: str) -> CommError:
         return CommError(

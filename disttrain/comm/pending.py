@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from disttrain import progress
 from disttrain.comm.scratch import Scratch
 from disttrain.errors import CommError
 
@@ -58,11 +59,13 @@ class Pending:
     Args:
         steps: yields each message that must have gone through before it can go on.
         under_way: the unfinished collectives of a communicator, in the order of their start.
+        call: what it is, for the record of who waits for what.
     """
 
-    def __init__(self, steps: Steps, under_way: "deque[Pending]") -> None:
+    def __init__(self, steps: Steps, under_way: "deque[Pending]", call: progress.Call) -> None:
         self._steps = steps
         self._under_way = under_way
+        self._call = call
         self._request: Request | None = None
         self._is_done = False
         self._failure: BaseException | None = None
@@ -82,8 +85,15 @@ class Pending:
         Raises:
             CommError: a message of one of them failed, now or in an earlier call.
         """
-        while not self._is_done:
-            self._under_way[0]._drive(block=True)
+        if self._is_done:
+            return
+        try:
+            while not self._is_done:
+                first = self._under_way[0]
+                progress.waits(first._call)
+                first._drive(block=True)
+        finally:
+            progress.goes_on()
 
     def _drive(self, *, block: bool) -> bool:
         for failure in filter(None, (pending._failure for pending in self._under_way)):

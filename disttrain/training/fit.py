@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from disttrain import progress
 from disttrain.backend import seed
 from disttrain.checkpoint import Checkpoint
 from disttrain.data import Batches
 from disttrain.errors import CheckpointError
 from disttrain.observe import log
+from disttrain.progress import Phase
 from disttrain.training.agreement import together
 from disttrain.training.callbacks import BackupAndRestore, Callback
 from disttrain.training.replica import Replica, Sums
@@ -65,16 +67,19 @@ class Fit:
         self.model.stop_training = False
         for callback in self.callbacks:
             callback.model = self.model
-        self._call("on_train_begin")
-        while self.epoch < self.epochs and not self.model.stop_training:
-            self._run_epoch()
-        self._call("on_train_end")
-        self.replica.share_state()
+        progress.begin_run()
+        with progress.phase(Phase.FIT):
+            self._call("on_train_begin")
+            while self.epoch < self.epochs and not self.model.stop_training:
+                self._run_epoch()
+            self._call("on_train_end")
+            self.replica.share_state()
 
     def _run_epoch(self) -> None:
         epoch = self.epoch
         self._call("on_epoch_begin", epoch)
         self.replica.step.training.check_again()
+        progress.at(Phase.DATA)
         for batch in self.batches.epoch(epoch, self.step):
             self._call("on_train_batch_begin", self.step)
             sums = self.replica.train(batch)
@@ -82,10 +87,11 @@ class Fit:
             self.step += 1
             logs = self.replica.logs(self.sums)
             self._call("on_train_batch_end", self.step - 1, logs)
+            progress.at(Phase.DATA)
         assert self.sums is not None
         logs = self.replica.logs(self.sums)
         if self.validation is not None:
-            validated = self.replica.evaluate(self.validation.epoch(0))
+            validated = self.replica.evaluate(self.validation.epoch(0), Phase.VALIDATION)
             logs.update({f"val_{name}": value for name, value in validated.items()})
         self.epoch, self.step, self.sums = epoch + 1, 0, None
         self._call("on_epoch_end", epoch, logs)
@@ -155,6 +161,7 @@ class Fit:
         }
 
     def _call(self, event: str, *args: Any) -> None:
+        progress.at(Phase.CALLBACK)
         for callback in self.callbacks:
             getattr(callback, event)(*args)
 

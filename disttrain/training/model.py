@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from disttrain import comm, losses, optimizers
+from disttrain import comm, losses, optimizers, progress
 from disttrain.autodiff import no_grad
 from disttrain.backend import seed, to_host
 from disttrain.data import Batches, shard
@@ -17,6 +17,7 @@ from disttrain.errors import ConfigError, DataError
 from disttrain.layers import Layer
 from disttrain.metrics import Metric
 from disttrain.metrics import get as get_metric
+from disttrain.progress import Phase
 from disttrain.training.agreement import check_equal, describe, together
 from disttrain.training.callbacks import Callback, History
 from disttrain.training.fit import Fit
@@ -163,6 +164,7 @@ class Model(Layer):
             progress.on_train_end()  # else an interrupted bar keeps the terminal's cursor
         return history
 
+    @progress.phase(Phase.FIT)
     def train_on_batch(self, x: Any, y: Any) -> dict[str, Any]:
         """Take one step on a global batch, of which each rank takes its part; return loss and metrics of it."""
         ranks = comm.current()
@@ -185,6 +187,7 @@ class Model(Layer):
             return values
         return list(values.values()) if self._metrics else values["loss"]
 
+    @progress.phase(Phase.PREDICTION)
     def predict(self, x: Any, batch_size: int = 32) -> Any:
         """Return the model's outputs for `x`, shape ``(samples, ...)``, on every rank; each computes a part."""
         ranks = comm.current()

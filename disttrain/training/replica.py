@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from disttrain import progress
 from disttrain.autodiff import Tensor
 from disttrain.backend import Array, to_host
 from disttrain.checkpoint import digest
@@ -17,6 +18,7 @@ from disttrain.layers import Layer, Step, running
 from disttrain.losses import Loss
 from disttrain.metrics import Metric
 from disttrain.optimizers import Optimizer
+from disttrain.progress import Phase
 from disttrain.training.agreement import check_equal
 from disttrain.training.static import StaticStep
 
@@ -76,29 +78,34 @@ class Replica:
             NonFiniteError: the loss is NaN or infinite on some rank, on all; no weight was changed by it.
         """
         number = self.optimizer.iterations
+        progress.begin_step(number)
         before = [weight.data.copy() for weight in self._state]
         step = Step(training=True, number=number, first=batch.first, total=total_over(self.comm))
         with running(step):
             y_pred, per_sample = self.step.train(batch)
+        progress.at(Phase.METRICS)
         own = self._measure(batch, y_pred, per_sample)
         sums: Sums = self.comm.all_reduce(own.copy())
         if not np.isfinite(sums[0]):
             for weight, array in zip(self._state, before, strict=True):
                 weight.data[...] = array
             self._raise_non_finite(number, own[0], batch)
+        progress.at(Phase.OPTIMIZER)
         self.optimizer.apply([b.gradient for b in self.buffers], [b.data for b in self.buffers])
         return sums
 
-    def evaluate(self, batches: Iterable[Batch]) -> dict[str, Any]:
+    def evaluate(self, batches: Iterable[Batch], phase: Phase = Phase.EVALUATION) -> dict[str, Any]:
         """Return loss and metrics over `batches`, of all ranks, without changing a weight."""
         self.share_state()
         self.step.evaluation.check_again()
         total: Sums | None = None
-        for batch in batches:
-            sums = self._measure(batch, *self.step.evaluate(batch))
-            total = sums if total is None else total + sums
-        assert total is not None
-        return self.logs(self.comm.all_reduce(total))
+        with progress.phase(phase):
+            for number, batch in enumerate(batches):
+                progress.at(phase, number)
+                sums = self._measure(batch, *self.step.evaluate(batch))
+                total = sums if total is None else total + sums
+            assert total is not None
+            return self.logs(self.comm.all_reduce(total))
 
     def logs(self, sums: Sums) -> dict[str, Any]:
         """Return loss and metrics by name for what was added up in `sums`."""

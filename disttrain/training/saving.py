@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from disttrain import checkpoint
+from disttrain import checkpoint, progress
 from disttrain.checkpoint import Checkpoint
 from disttrain.comm import Communicator
+from disttrain.progress import Phase
 from disttrain.training.agreement import together
 
 
+@progress.phase(Phase.CHECKPOINT)
 def write(comm: Communicator, path: str | os.PathLike[str], tensors: checkpoint.format.Tensors, values: Any) -> None:
     """Save a checkpoint of what rank 0 holds; when this returns it is on the disk.
 
@@ -20,6 +22,7 @@ def write(comm: Communicator, path: str | os.PathLike[str], tensors: checkpoint.
     together(comm, lambda: checkpoint.save(path, tensors, values) if comm.rank == 0 else None)
 
 
+@progress.phase(Phase.CHECKPOINT)
 def read(comm: Communicator, path: str | os.PathLike[str], *, may_be_missing: bool = False) -> Checkpoint | None:
     """Return on all ranks the newest whole checkpoint that rank 0 finds under `path`.
 

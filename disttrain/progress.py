@@ -1,0 +1,268 @@
+"""The progress record: where a rank stands, in memory that its supervisor reads without its help, dead or stopped.
+
+A record is a file of a few words of 8 bytes, mapped into memory. Each is written by one aligned store, so that a
+reader never sees half a word; words that belong together are believed once they no longer change. There is no clock
+in it: who reads it sees when it changes, and an update costs a tenth of a microsecond. Without a supervisor the words
+lie in private memory, and nobody reads them.
+"""
+
+import contextlib
+import mmap
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+
+class Phase(IntEnum):
+    """What a rank is doing; `number` of the record counts within some of them."""
+
+    SCRIPT = 0
+    JOIN = 1
+    FIT = 2
+    DATA = 3
+    FORWARD = 4  # and loss; in a plan up to the first gradient that is final
+    BACKWARD = 5  # number: how many buckets' sums have begun
+    BUCKET = 6  # number: the bucket whose sum is waited for
+    METRICS = 7
+    OPTIMIZER = 8
+    CALLBACK = 9
+    CHECKPOINT = 10
+    VALIDATION = 11  # number: the batch; inside `fit`, so with batches of the training's size
+    EVALUATION = 12  # number: the batch
+    PREDICTION = 13
+    SHUTDOWN = 14
+    LEFT = 15
+
+
+_WORDS = {
+    Phase.SCRIPT: "the script's own code",
+    Phase.JOIN: "joining the job",
+    Phase.FIT: "preparing fit()",
+    Phase.DATA: "data",
+    Phase.FORWARD: "forward",
+    Phase.BACKWARD: "backward, {} bucket(s) on their way",
+    Phase.BUCKET: "bucket {}",
+    Phase.METRICS: "metrics",
+    Phase.OPTIMIZER: "optimizer",
+    Phase.CALLBACK: "callback",
+    Phase.CHECKPOINT: "checkpoint",
+    Phase.VALIDATION: "evaluation, batch {}",
+    Phase.EVALUATION: "evaluation, batch {}",
+    Phase.PREDICTION: "prediction",
+    Phase.SHUTDOWN: "shutdown",
+    Phase.LEFT: "the end",
+}
+_OF_A_STEP = {Phase.FORWARD, Phase.BACKWARD, Phase.BUCKET, Phase.METRICS, Phase.OPTIMIZER}
+_OPS = ("", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier", "send", "recv")
+_KINDS = {"f": "float", "i": "int", "u": "uint", "b": "bool", "c": "complex"}
+
+# The places of the words; the host's name lies behind them.
+_PLACE, _PID, _RUN, _STEP, _PHASE, _CALL, _WHAT, _BYTES, _PEER, _WAITS = range(10)
+_HOST = slice(128, 256)
+_RECORD_BYTES = 256
+
+Call = tuple[int, int, int]  # sequence number, op and dtype in one number, bytes
+
+_code_of = {name: code for code, name in enumerate(_OPS)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a rank's record says.
+
+    Attributes:
+        rank: whose it is.
+        world_size: of how many.
+        pid: of its process, on `host`.
+        host: where.
+        run: how many calls of `fit` have begun.
+        step: number of the step that was begun last, over all epochs, None before the first.
+        phase: what it does.
+        number: of the bucket or batch.
+        call: the collective or message that it has waited for last: sequence number, name, dtype, bytes.
+        peer: the rank that it waits for, where that is known.
+        is_waiting: whether it waits still.
+        waits: how many times it has waited; tells two equal calls apart.
+    """
+
+    rank: int
+    world_size: int
+    pid: int
+    host: str
+    run: int
+    step: int | None
+    phase: Phase
+    number: int
+    call: tuple[int, str, str, int]
+    peer: int | None
+    is_waiting: bool
+    waits: int
+
+    @property
+    def words(self) -> str:
+        """Where the rank is, as in ``step 7, forward``."""
+        text = _WORDS[self.phase].format(self.number)
+        if self.phase in _OF_A_STEP:
+            text = f"step {self.step}, {text}"
+        else:
+            text += ", before its first step" if self.step is None else f", after step {self.step}"
+        return f"{text}; waits in {self.call_words}" if self.is_waiting else text
+
+    @property
+    def call_words(self) -> str:
+        """What it waits for, as in ``all_reduce 23 (float32, 4096 bytes)``."""
+        sequence, op, dtype, size = self.call
+        what = f"{op} to rank" if op == "send" else f"{op} from rank"
+        if op in ("send", "recv"):
+            return f"{what} {self.peer} ({dtype}, {size} bytes)"
+        peer = "" if self.peer is None else f", for rank {self.peer}"
+        return f"{op} {sequence} ({dtype}, {size} bytes){peer}"
+
+
+def _private() -> memoryview:
+    return memoryview(bytearray(_RECORD_BYTES)).cast("Q")
+
+
+_words = _private()
+
+
+def keep(path: Path, rank: int, world_size: int) -> None:
+    """Keep this process's record in the file `path` from now on.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    global _words
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.truncate(descriptor, _RECORD_BYTES)
+        shared = memoryview(mmap.mmap(descriptor, _RECORD_BYTES))
+    finally:
+        os.close(descriptor)
+    shared[_HOST] = socket.gethostname().encode()[:127].ljust(128, b"\0")
+    words = shared.cast("Q")
+    words[_PID] = os.getpid()
+    words[_PLACE] = world_size << 32 | rank  # last: with it the record is complete
+    _words = words
+
+
+def is_kept() -> bool:
+    """Return whether this process's record is one that a supervisor reads."""
+    return isinstance(_words.obj, mmap.mmap)
+
+
+def read(path: Path) -> Record | None:
+    """Return the record in the file `path`, None where there is none yet."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return _decode(data) if len(data) == _RECORD_BYTES else None
+
+
+def own() -> Record:
+    """Return this process's record."""
+    record = _decode(_words.tobytes(), empty=True)
+    assert record is not None
+    return record
+
+
+def at(phase: Phase, number: int = 0) -> None:
+    """Note what this rank does from now on."""
+    _words[_PHASE] = number << 8 | phase
+
+
+def begin_run() -> None:
+    """Note that a call of `fit` begins: its steps may take longer than those before."""
+    _words[_RUN] += 1
+
+
+def begin_step(number: int) -> None:
+    """Note that step `number`, counted from 0 over all epochs, begins with its forward pass."""
+    _words[_STEP] = number + 1
+    _words[_PHASE] = Phase.FORWARD
+
+
+@contextlib.contextmanager
+def phase(name: Phase) -> Iterator[None]:
+    """Note what this rank does inside a ``with`` block; an exception that leaves it says in a note where it arose.
+
+    Before the first step of all it does not: its traceback says as much.
+    """
+    before = _words[_PHASE]
+    at(name)
+    try:
+        yield
+    except BaseException as error:
+        if _words[_STEP] and not hasattr(error, "__notes__"):
+            error.add_note(own().words)
+        raise
+    finally:
+        _words[_PHASE] = before
+
+
+def call(sequence: int, op: str, kind: str, itemsize: int, nbytes: int) -> Call:
+    """Return a collective or a message as `waits` takes it.
+
+    Args:
+        sequence: number of the collective among all of this rank, counted from 1.
+        op: its name.
+        kind: of the dtype, as NumPy has it.
+        itemsize: of the dtype.
+        nbytes: of the array.
+    """
+    return sequence, _code_of[op] | ord(kind) << 8 | itemsize << 16, nbytes
+
+
+def waits(call: Call, peer: int | None = None) -> None:
+    """Note that this rank waits for a collective, or for a message of rank `peer`."""
+    words = _words
+    words[_WHAT], words[_BYTES] = call[1], call[2]
+    words[_PEER] = 0 if peer is None else peer + 1
+    words[_WAITS] += 1
+    words[_CALL] = call[0] << 1 | 1
+
+
+def waits_for(peer: int) -> None:
+    """Note which rank this one waits for in the collective that it waits in."""
+    _words[_PEER] = peer + 1
+
+
+def goes_on() -> None:
+    """Note that this rank no longer waits."""
+    _words[_CALL] &= ~1
+
+
+def _decode(data: bytes, *, empty: bool = False) -> Record | None:
+    words = memoryview(data).cast("Q")
+    if not words[_PLACE] and not empty:
+        return None
+    what = words[_WHAT]
+    kind, bits = chr(what >> 8 & 0xFF), (what >> 16) * 8
+    dtype = "bool" if kind == "b" else f"{_KINDS.get(kind, kind)}{bits}"
+    return Record(
+        rank=words[_PLACE] & 0xFFFFFFFF,
+        world_size=words[_PLACE] >> 32,
+        pid=words[_PID],
+        host=data[_HOST].rstrip(b"\0").decode(errors="replace"),
+        run=words[_RUN],
+        step=words[_STEP] - 1 if words[_STEP] else None,
+        phase=Phase(words[_PHASE] & 0xFF),
+        number=words[_PHASE] >> 8,
+        call=(words[_CALL] >> 1, _OPS[what & 0xFF], dtype, words[_BYTES]),
+        peer=words[_PEER] - 1 if words[_PEER] else None,
+        is_waiting=bool(words[_CALL] & 1),
+        waits=words[_WAITS],
+    )
+
+
+def _forget() -> None:
+    """In a child that was forked: the record is its parent's."""
+    global _words
+    _words = _private()
+
+
+os.register_at_fork(after_in_child=_forget)
