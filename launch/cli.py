@@ -55,15 +55,23 @@ def main() -> None:
     metavar="NAME",
     help="What starts them: local (one worker), mpirun, or a dotted path of your own. [default: by -n]",
 )
+@click.option(
+    "--hang-timeout",
+    type=click.FloatRange(min=0),
+    default=Job.hang_timeout_s,
+    show_default=True,
+    metavar="SECONDS",
+    help="End the job when a rank holds up others so long in a step, or 12 to 120 times as long elsewhere; 0: never.",
+)
 @click.argument("script", type=click.Path(exists=True, dir_okay=False))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def run(workers: int, launcher: str, script: str, arguments: tuple[str, ...]) -> None:
+def run(workers: int, launcher: str, hang_timeout: float, script: str, arguments: tuple[str, ...]) -> None:
     """Run SCRIPT on one or more workers, and end with its exit code.
 
     All that follows SCRIPT belongs to it. Each line of output carries the rank that wrote it; when a rank
     fails, all end, and its traceback comes last.
     """
-    job = Job(workers=workers, script=script, arguments=arguments, launcher=launcher)
+    job = Job(workers=workers, script=script, arguments=arguments, launcher=launcher, hang_timeout_s=hang_timeout)
     try:
         sys.exit(supervise(job))
     except DisttrainError as error:

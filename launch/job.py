@@ -21,6 +21,7 @@ class Job:
         arguments: the script's own arguments, passed on unchanged.
         launcher: a module of this package, or a dotted path; empty chooses by `workers`.
         python: the interpreter that runs the workers.
+        hang_timeout_s: how long a rank may hold up the others in a step; other limits are multiples of it; 0: for ever.
     """
 
     workers: int
@@ -28,6 +29,7 @@ class Job:
     arguments: tuple[str, ...] = ()
     launcher: str = ""
     python: str = sys.executable
+    hang_timeout_s: float = 5.0
 
     @property
     def worker(self) -> tuple[str, ...]:

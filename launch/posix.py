@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 import psutil
 
@@ -62,6 +63,38 @@ def await_family(timeout_s: float, *, but: Collection[int]) -> None:
         if time.monotonic() >= end_s:
             return
         time.sleep(0.005)
+
+
+def state(pid: int) -> str:
+    """Return the state of a process, one of psutil's words; empty when it has ended."""
+    try:
+        found = psutil.Process(pid).status()
+    except psutil.Error:
+        return ""
+    return "" if found in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) else str(found)
+
+
+def effort(pid: int) -> object:
+    """Return what a process and its descendants have used of processor and disk: equal when they have done nothing."""
+    used = []
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                used.append((each.pid, each.cpu_times()[:2], each.io_counters()))
+    return used
+
+
+def kernel_words(pid: int) -> str:
+    """Return what the kernel tells of a process which does not answer, as in ``T (stopped), in do_signal_stop``."""
+    found = []
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        found += [line.partition(":")[2].strip() for line in status.splitlines() if line.startswith("State:")]
+    with contextlib.suppress(OSError):
+        place = Path(f"/proc/{pid}/wchan").read_text()
+        found += [f"in {place}"] if place.strip("0") else []
+    return ", ".join(found) or "nothing is known of it"
 
 
 def _prctl(option: int, value: int) -> None:

@@ -8,6 +8,7 @@ import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+_MAYBE_MEMORY = "if nobody sent it, the host may have run out of memory"
 # How MPICH and Open MPI say it; MPICH's exit code alone is ambiguous: 9 is SIGKILL, and os._exit(9).
 _SIGNAL = re.compile(rb"\(signal (\d+)\)|on\s+signal (\d+)")
 
@@ -70,7 +71,7 @@ def signal_in(exit_code: int, said: bytes) -> int:
     return number if number in set(signal.Signals) else 0
 
 
-def loss_in_words(rank: int | None, world_size: int, exit_code: int, number: int) -> str:
+def loss_in_words(rank: int | None, world_size: int, exit_code: int, number: int, *, memory: str = "") -> str:
     """Return what is known of a worker that ended without a report.
 
     Args:
@@ -78,9 +79,10 @@ def loss_in_words(rank: int | None, world_size: int, exit_code: int, number: int
         world_size: of how many.
         exit_code: of the launcher.
         number: of the signal that ended it, 0 where none is known.
+        memory: what is known of memory that was lacking.
     """
     who = "a rank" if rank is None else f"rank {rank} of {world_size}, on host {socket.gethostname()},"
     if not number:
         return f"disttrain: {who} ended with exit code {exit_code}, without an exception\n"
-    hint = "; if nobody sent it, the host may have run out of memory" if number == signal.SIGKILL else ""
+    hint = f"; {memory or _MAYBE_MEMORY}" if number == signal.SIGKILL else ""
     return f"disttrain: {who} was ended by signal {number} ({signal.Signals(number).name}){hint}\n"

@@ -19,10 +19,12 @@ from pathlib import Path
 
 from disttrain import env
 from disttrain.errors import LaunchError
-from launch import posix
+from launch import memory, posix, stacks
+from launch.diagnosis import HUNG, hang_in_words, last_words, memory_in_words, others_in_words
 from launch.job import Command, Job, commands
 from launch.relay import HOLD_S, Sink, Stream
 from launch.report import loss_in_words, read_reports, signal_in
+from launch.watch import LOOK_S, STACKS, Watch
 from launch.worker import FAILED, INTERRUPTED, PIPES
 
 STOP_S = 2.0  # a worker may save its work when it is asked to stop
@@ -70,10 +72,17 @@ class _Running:
         self._has_failed = False
         self._code = 0  # of the first process that failed
         self._lost: int | None = None  # the first rank that ended without a word
+        self._all_lost: set[int] = set()
         self._lost_s = _NEVER_S
         self._asked = 0  # the signal that asked for the end
         self._asked_s = _NEVER_S
         self._deadline_s = _NEVER_S
+        self._watch = Watch(folder, job.workers, job.hang_timeout_s)
+        self._look_s = 0.0
+        self._has_seen_all = False
+        self._hang = ""  # what the watch has found
+        self._found_s = _NEVER_S
+        self._kills = memory.kills()
 
     def start(self, lines: list[Command], signals: int) -> None:
         """Start the job's processes; `signals` is a descriptor that carries those of this process."""
@@ -100,12 +109,28 @@ class _Running:
                 self._code = next(filter(None, codes))
                 self._has_failed = True
             now_s = time.monotonic()
+            self._look(now_s)
             if self._has_failed and self._deadline_s == _NEVER_S:
                 self._deadline_s = now_s + FAIL_S
                 posix.signal_family(signal.SIGTERM)
             if now_s >= self._deadline_s:
                 return
-            self._serve(self._deadline_s - now_s)
+            self._serve(min(self._deadline_s - now_s, LOOK_S))
+
+    def _look(self, now_s: float) -> None:
+        """See where the ranks are, until one has failed: from then on they end because of that."""
+        is_ending = self._has_failed or bool(self._asked)
+        if self._has_seen_all or not (is_ending or now_s >= self._look_s):
+            return
+        self._look_s = now_s + LOOK_S
+        finding = self._watch.look(now_s)
+        self._has_seen_all = is_ending or finding is not None
+        if finding is None or is_ending:
+            return
+        self._found_s, self._has_failed = now_s, True
+        files = {r: self._folder / STACKS.format(r) for r in self._watch.sights}
+        stacks.ask({s.record.pid: files[r] for r, s in self._watch.sights.items() if s.state and not s.is_stopped})
+        self._hang = hang_in_words(finding, self._watch.sights, self._job.workers, self._folder)
 
     def end(self) -> None:
         """End whatever is left of the job, and pass on its last words."""
@@ -132,18 +157,31 @@ class _Running:
         codes = (self._code, *(process.returncode for process in self._processes), self._has_failed)
         code = next(filter(None, codes), 0)
         number = signal_in(code, self._heard)
-        loss = loss_in_words(self._lost, self._job.workers, code, number)
+        if not self._has_seen_all:
+            self._watch.look(time.monotonic())  # at what is left of them
+        loss = loss_in_words(self._lost, self._job.workers, code, number, memory=memory_in_words(self._kills))
+        loss += last_words(self._watch.sights, self._lost)
+        if not code and any(self._watch.sights[rank].is_waiting for rank in self._all_lost & self._watch.sights.keys()):
+            code = 1  # MPICH ends all ranks, and calls it a success, when one calls os._exit(0)
         first = next(iter(read_reports(self._folder)), None)
-        if first is not None and first.time_s < self._asked_s:
+        if first is not None and first.time_s < min(self._asked_s, self._found_s):
             is_first = not number or first.time_s < self._lost_s
-            self._say(first.words("first") if is_first else loss + first.words("then"))
+            text = first.words("first") if is_first else loss + first.words("then")
+            self._say(text + self._others(first.rank if is_first else self._lost))
             return first.exit_code
+        if self._hang:
+            self._say(self._hang)
+            return HUNG
         if self._asked:
             return 128 + self._asked
         if code:
             # Of a signal the launcher knows no more than this; of anything else it may.
+            loss += self._others(self._lost)
             self._say(loss if number else self._unsaid.decode(errors="replace") + loss)
         return 128 + number if number else code
+
+    def _others(self, but: int | None) -> str:
+        return others_in_words(self._watch.sights, self._job.workers, but)
 
     def _process(self, line: Command, out: int, err: int) -> subprocess.Popen[bytes]:
         try:
@@ -222,8 +260,10 @@ class _Running:
         self._has_failed |= word in (FAILED, INTERRUPTED)
         if word == INTERRUPTED:
             self._ask(signal.SIGINT)
-        if not word and self._lost is None:  # epoll tells of them in the order in which they went
-            self._lost, self._lost_s = rank, time.monotonic()
+        if not word:
+            self._all_lost.add(rank)
+            if self._lost is None:  # epoll tells of them in the order in which they went
+                self._lost, self._lost_s = rank, time.monotonic()
 
     def _on_signals(self, signals: int) -> None:
         """Pass a signal on to the launcher, which passes it on to the workers; a second one ends the job."""

@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from disttrain import env
+from disttrain import env, progress
 from launch.report import Report
+from launch.watch import RECORD, STACKS
 
 PIPES = ("out", "err", "alive")  # of each rank; its supervisor made them in the job's folder
 DONE, FAILED, INTERRUPTED = b".", b"!", b"^"  # the last word on `alive`
@@ -36,6 +37,8 @@ def main(argv: Sequence[str]) -> None:
             # Whole lines, as on a terminal. PYTHONUNBUFFERED would write each print in two pieces.
             stream.reconfigure(line_buffering=True, write_through=False)
     faulthandler.enable()
+    if alive is not None:
+        _be_watched(Path(folder or ""), place)
     try:
         _run(argv)
     except KeyboardInterrupt:
@@ -48,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
             has_left_it = _leave(_report(error, place, code, time_s), folder)
             _say(alive, FAILED)
             _end_job(code, is_quiet=has_left_it)
+    progress.at(progress.Phase.SHUTDOWN)
     _say(alive, DONE)
 
 
@@ -66,6 +70,16 @@ def _join_supervisor(folder: Path, rank: int) -> int | None:
         os.dup2(pipe, target)
         os.close(pipe)
     return alive
+
+
+def _be_watched(folder: Path, place: env.Place) -> None:
+    """Keep a record of this rank's progress, and leave all Python stacks in a file when the supervisor asks for them.
+
+    The stacks come from a signal handler in C, which no endless loop and no lock of the interpreter holds up.
+    """
+    progress.keep(folder / RECORD.format(place.rank), place.rank, place.world_size)
+    stacks = open(folder / STACKS.format(place.rank), "w")  # noqa: SIM115 - open until the end
+    faulthandler.register(signal.SIGUSR2, file=stacks)
 
 
 def _say(alive: int | None, word: bytes) -> None:

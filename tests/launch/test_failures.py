@@ -49,7 +49,8 @@ def test_an_exception_on_one_rank_ends_the_job_within_two_seconds(program, head,
         "Traceback (most recent call last):",
     ]
     assert lines[2].startswith(f'  File "{program.folder / script}", line ')
-    assert lines[-2:] == ["ValueError: only here", f"rank 1 of 2, host {host}"]
+    assert lines[-3:-1] == ["ValueError: only here", f"rank 1 of 2, host {host}"]
+    assert lines[-1] == "Meanwhile rank 0: the script's own code, before its first step"
     assert done.err.count("ValueError: only here") == 1
     assert "worker.py" not in done.err
     assert "runpy" not in done.err
@@ -73,7 +74,10 @@ def test_a_signal_that_ends_a_worker_is_named(program, head, wait, number):
     assert done.exit_code == 128 + number
     host = socket.gethostname()
     words = f"disttrain: rank 1 of 2, on host {host}, was ended by signal {int(number)} ({number.name})"
-    assert done.err.splitlines()[-1].startswith(words)
+    killed, last, other = done.err.splitlines()[-3:]
+    assert killed.startswith(words)
+    assert last.startswith("It was at: the script's own code, before its first step; its pid was ")
+    assert other == "Meanwhile rank 0: the script's own code, before its first step"
     assert "BAD TERMINATION" not in done.out
 
 
@@ -126,7 +130,7 @@ def commands(job):
     lost = "def notice(*_): raise ConnectionError('rank 1 is gone')\nsignal.signal(signal.SIGTERM, notice)\n" + SLEEP
     script = program.script(one_fails(RANK, lost, "os.kill(os.getpid(), signal.SIGKILL)"))
     done = program.run("run", "-n", "2", "--launcher", "mine.forked", script)
-    killed, then, *_ = done.err.splitlines()
+    killed, _, then, *_ = done.err.splitlines()
     assert killed.startswith("disttrain: rank 1 of 2, on host")
     assert "signal 9 (SIGKILL)" in killed
     assert then.startswith("disttrain: rank 0 of 2 failed then, on host")

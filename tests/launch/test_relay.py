@@ -133,4 +133,4 @@ def test_a_worker_that_is_killed_in_a_progress_bar_leaves_the_terminal_its_curso
     exit_code, sent = screen_of(program, "run", program.script(text))
     assert exit_code == 128 + 9
     assert sent.rfind("\x1b[?25l") < sent.rfind("\x1b[?25h")
-    assert drawings(sent)[-1].startswith("disttrain: rank 0 of 1, on host")
+    assert drawings(sent)[-2].startswith("disttrain: rank 0 of 1, on host")
