@@ -8,7 +8,7 @@ CUPY_VENV := .venv-cupy
 # where test runs add what they skip
 export SKIPPED_TESTS := $(CURDIR)/.pytest_cache/skipped
 
-.PHONY: help env env-bench bench demo test check unit mpi cupy forget clean
+.PHONY: help env env-bench bench demo test check unit mpi chaos cupy forget clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
@@ -39,6 +39,9 @@ mpi: env  ## tests among MPI ranks, once for each number in MPI_RANKS
 		echo "== $$n MPI rank(s)"; \
 		$(BIN)/mpiexec -n $$n $(BIN)/python -m pytest --with-mpi --only-mpi tests/mpi; \
 	done
+
+chaos: env  ## every failure in every phase: each must end in time and be named; about 20 minutes
+	$(BIN)/python -m pytest -v -m "long or not long" tests/chaos
 
 cupy: env  ## ops on CuPy's arrays, on the emulated device that EMUGPU, a folder, brings; not part of test
 	@test -n "$(EMUGPU)" || { echo "say where the emulator is: make cupy EMUGPU=folder" >&2; exit 2; }

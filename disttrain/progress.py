@@ -57,6 +57,7 @@ _WORDS = {
 }
 _OF_A_STEP = {Phase.FORWARD, Phase.BACKWARD, Phase.BUCKET, Phase.METRICS, Phase.OPTIMIZER}
 _OPS = ("", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier", "send", "recv")
+_MESSAGES = ("send", "recv")
 _KINDS = {"f": "float", "i": "int", "u": "uint", "b": "bool", "c": "complex"}
 
 # The places of the words; the host's name lies behind them.
@@ -113,13 +114,14 @@ class Record:
 
     @property
     def call_words(self) -> str:
-        """What it waits for, as in ``all_reduce 23 (float32, 4096 bytes)``."""
+        """What it waits for, as in ``all_reduce 23 (float32, 4096 bytes), for rank 2``."""
+        return self.what_words + ("" if self.peer is None else f", for rank {self.peer}")
+
+    @property
+    def what_words(self) -> str:
+        """What it waits for, without the rank."""
         sequence, op, dtype, size = self.call
-        what = f"{op} to rank" if op == "send" else f"{op} from rank"
-        if op in ("send", "recv"):
-            return f"{what} {self.peer} ({dtype}, {size} bytes)"
-        peer = "" if self.peer is None else f", for rank {self.peer}"
-        return f"{op} {sequence} ({dtype}, {size} bytes){peer}"
+        return f"{op}{'' if op in _MESSAGES else f' {sequence}'} ({dtype}, {size} bytes)"
 
 
 def _private() -> memoryview:

@@ -19,12 +19,13 @@ from pathlib import Path
 
 from disttrain import env
 from disttrain.errors import LaunchError
+from disttrain.progress import Record
 from launch import memory, posix, stacks
 from launch.diagnosis import HUNG, hang_in_words, last_words, memory_in_words, others_in_words
 from launch.job import Command, Job, commands
 from launch.relay import HOLD_S, Sink, Stream
 from launch.report import loss_in_words, read_reports, signal_in
-from launch.watch import LOOK_S, STACKS, Watch
+from launch.watch import LOOK_S, STACKS, Watch, read_records
 from launch.worker import FAILED, INTERRUPTED, PIPES
 
 STOP_S = 2.0  # a worker may save its work when it is asked to stop
@@ -77,7 +78,7 @@ class _Running:
         self._asked = 0  # the signal that asked for the end
         self._asked_s = _NEVER_S
         self._deadline_s = _NEVER_S
-        self._watch = Watch(folder, job.workers, job.hang_timeout_s)
+        self._watch = Watch(job.workers, job.hang_timeout_s)
         self._look_s = 0.0
         self._has_seen_all = False
         self._hang = ""  # what the watch has found
@@ -123,13 +124,13 @@ class _Running:
         if self._has_seen_all or not (is_ending or now_s >= self._look_s):
             return
         self._look_s = now_s + LOOK_S
-        finding = self._watch.look(now_s)
+        finding = self._watch.look(now_s, self._records())
         self._has_seen_all = is_ending or finding is not None
         if finding is None or is_ending:
             return
         self._found_s, self._has_failed = now_s, True
-        files = {r: self._folder / STACKS.format(r) for r in self._watch.sights}
-        stacks.ask({s.record.pid: files[r] for r, s in self._watch.sights.items() if s.state and not s.is_stopped})
+        able = {rank: sight for rank, sight in self._watch.sights.items() if sight.can_answer}
+        stacks.ask({sight.record.pid: self._folder / STACKS.format(rank) for rank, sight in able.items()})
         self._hang = hang_in_words(finding, self._watch.sights, self._job.workers, self._folder)
 
     def end(self) -> None:
@@ -158,7 +159,7 @@ class _Running:
         code = next(filter(None, codes), 0)
         number = signal_in(code, self._heard)
         if not self._has_seen_all:
-            self._watch.look(time.monotonic())  # at what is left of them
+            self._watch.look(time.monotonic(), self._records())  # what is left of them
         loss = loss_in_words(self._lost, self._job.workers, code, number, memory=memory_in_words(self._kills))
         loss += last_words(self._watch.sights, self._lost)
         if not code and any(self._watch.sights[rank].is_waiting for rank in self._all_lost & self._watch.sights.keys()):
@@ -179,6 +180,9 @@ class _Running:
             loss += self._others(self._lost)
             self._say(loss if number else self._unsaid.decode(errors="replace") + loss)
         return 128 + number if number else code
+
+    def _records(self) -> dict[int, Record]:
+        return read_records(self._folder, self._job.workers)
 
     def _others(self, but: int | None) -> str:
         return others_in_words(self._watch.sights, self._job.workers, but)

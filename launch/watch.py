@@ -7,7 +7,7 @@ limits are multiples of one number of seconds; docs/launching.md states the rule
 import socket
 import statistics
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,16 +80,26 @@ class Sight:
         return self.state == psutil.STATUS_STOPPED
 
     @property
+    def can_answer(self) -> bool:
+        """Whether it can be asked for its stacks: at its very end the signal that asks would end it."""
+        return not self.is_stopped and not self.has_left
+
+    @property
     def has_left(self) -> bool:
         """Whether it will take part in no collective any more."""
         return not self.state or self.record.phase == Phase.LEFT
+
+
+def read_records(folder: Path, workers: int) -> dict[int, Record]:
+    """Return the records in a job's folder of ranks on this host, by rank."""
+    found = ((rank, read(folder / RECORD.format(rank))) for rank in range(workers))
+    return {rank: record for rank, record in found if record is not None and record.host == socket.gethostname()}
 
 
 class Watch:
     """Looks at the ranks of a job on this host.
 
     Args:
-        folder: the job's.
         workers: number of ranks.
         timeout_s: what all limits are multiples of; 0: look, and judge nothing.
         state: returns the state of a process as psutil has it, empty when it has ended.
@@ -98,7 +108,6 @@ class Watch:
 
     def __init__(
         self,
-        folder: Path,
         workers: int,
         timeout_s: float,
         *,
@@ -106,7 +115,6 @@ class Watch:
         effort: Callable[[int], object] = posix.effort,
     ) -> None:
         self.sights: dict[int, Sight] = {}
-        self._folder = folder
         self._workers = workers
         self._timeout_s = timeout_s
         self._state = state
@@ -116,15 +124,13 @@ class Watch:
         self._stepped: dict[int, tuple[int, float]] = {}
         self._durations_s: deque[float] = deque(maxlen=101)
 
-    def look(self, now_s: float) -> Finding | None:
-        """Read all records, and return who holds up the job, if anyone does."""
+    def look(self, now_s: float, records: Mapping[int, Record]) -> Finding | None:
+        """Compare the `records` of ranks with those of the last look; return who holds up the job, if anyone does."""
         since_s = 0.0 if self._looked_s is None else min(now_s - self._looked_s, _BLINK_S)
         self._looked_s = now_s
-        for rank in range(self._workers):
-            record = read(self._folder / RECORD.format(rank))
-            if record is not None and record.host == socket.gethostname():
-                self._see(rank, record, since_s)
-                self._time_step(record, now_s)
+        for rank, record in records.items():
+            self._see(rank, record, since_s)
+            self._time_step(record, now_s)
         return self._judge(self.sights) if self._timeout_s else None
 
     @property
@@ -141,13 +147,13 @@ class Watch:
         return len(self._durations_s) >= _FEWEST_STEPS
 
     def _see(self, rank: int, record: Record, since_s: float) -> None:
-        sight = self.sights.setdefault(rank, Sight(record=record))
+        sight = self.sights.get(rank)
+        if sight is None or record != sight.record:
+            self.sights[rank] = Sight(record=record, state=self._state(record.pid))
+            return
         sight.state = self._state(record.pid)
         sight.gone_s = 0.0 if sight.state else sight.gone_s + since_s
         sight.stopped_s = sight.stopped_s + since_s if sight.is_stopped else 0.0
-        if record != sight.record:
-            sight.record, sight.still_s, sight.idle_s, sight.effort = record, 0.0, 0.0, None
-            return
         sight.still_s += since_s
         if sight.still_s >= self._timeout_s and not sight.is_waiting and sight.state:
             effort = self._effort(record.pid)
@@ -156,7 +162,7 @@ class Watch:
 
     def _time_step(self, record: Record, now_s: float) -> None:
         """Note how long the steps took that were taken since the last look."""
-        if record.run != self._run:  # other data or another model: its steps may take longer
+        if record.run > self._run:  # other data or another model: its steps may take longer
             self._run = record.run
             self._stepped.clear()
             self._durations_s.clear()
@@ -207,9 +213,9 @@ class Watch:
             limit_s = self._timeout_s if sight.state else min(self._timeout_s, _GONE_S)
             if sight.has_left and for_s >= limit_s and (sight.state or sight.gone_s >= limit_s):
                 return Finding(rank=rank, kind="gone", for_s=for_s, limit_s=limit_s)
-        odd = odd_one({rank: sight.record for rank, sight in there.items()})
+        records = {rank: sight.record for rank, sight in there.items() if sight.record.is_waiting}
         limit_s = self.step_limit_s
-        if odd is not None and len(there) == self._workers and for_s >= limit_s:
+        if len(records) == self._workers and (odd := odd_one(records)) is not None and for_s >= limit_s:
             return Finding(rank=odd, kind="differs", for_s=for_s, limit_s=limit_s, in_step=True)
         if for_s >= BUSY * self._timeout_s:
             return Finding(rank=None, kind="silence", for_s=for_s, limit_s=BUSY * self._timeout_s)

@@ -120,12 +120,15 @@ def _exit_code(error: BaseException) -> int:
 def _report(error: BaseException, place: env.Place, exit_code: int, time_s: float) -> Report:
     """Return the report of `error`: its traceback starts in the script, its note says whose it is."""
     host = socket.gethostname()
-    error.add_note(f"rank {place.rank} of {place.world_size}, host {host}")
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
-    if isinstance(error, SystemExit):
-        trace = None  # the script chose its end
+    if isinstance(error, SystemExit):  # the script chose its end: where it did so is enough
+        frames = traceback.extract_tb(trace)
+        for frame in [each for each in frames if each.filename == frames[0].filename][-1:]:
+            error.add_note(f"at {frame.filename}:{frame.lineno}")
+        trace = None
+    error.add_note(f"rank {place.rank} of {place.world_size}, host {host}")
     return Report(
         rank=place.rank,
         world_size=place.world_size,

@@ -161,7 +161,7 @@ class _Message:
             if now - left_s > _IN_FLIGHT_S:
                 raise CommError(
                     f"rank {self._peer} has left the job, its script has ended or called sys.exit(), and rank "
-                    f"{self._comm.rank} waits for it in {progress.own().call_words}; every rank must make the same "
+                    f"{self._comm.rank} waits for it in {progress.own().what_words}; every rank must make the same "
                     "collectives, those of fit(), evaluate(), predict() and save() among them"
                 )
 

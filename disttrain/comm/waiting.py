@@ -34,8 +34,8 @@ class Patience:
         if waited_s >= self._limit_s:
             self._limit_s *= 2
             log.warning(
-                "rank %d has waited %.0f s for rank %d in %s, %s; rank %d is busy, stopped, or makes another call",
-                self._rank, waited_s, self._peer, progress.own().call_words, _caller(), self._peer,
+                "rank %d has waited %.0f s for rank %d in %s, %s; that rank is busy, stopped, or makes another call",
+                self._rank, waited_s, self._peer, progress.own().what_words, _caller(),
             )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -101,3 +102,38 @@ def test_an_mpi_that_cannot_be_loaded_names_both_ways_to_get_one():
 def test_importing_comm_loads_neither_mpi4py_nor_threadpoolctl():
     code = "import sys, disttrain.comm, disttrain.comm.mpi; print({'mpi4py', 'threadpoolctl'} & {*sys.modules})"
     assert python(code).stdout == "set()\n"
+
+
+@needs_mpiexec
+@pytest.mark.parametrize("ending", ["sys.exit()", "sys.exit(3)", "c.world_size"])
+@pytest.mark.parametrize("call", ["c.barrier()", "c.recv(c.all_gather_json(0) and numpy.ones(3), 1)"])
+def test_a_rank_that_leaves_while_another_waits_for_it_is_named(ending, call):
+    code = JOIN + f"import numpy, sys\nif c.rank == 1: {ending}\nelse: {call}"
+    done = ranks(2, code)
+    assert done.returncode != 0
+    assert "CommError: rank 1 has left the job, its script has ended or called sys.exit(), and rank 0" in done.stderr
+
+
+@needs_mpiexec
+def test_ranks_may_leave_when_they_like_and_what_they_sent_still_arrives():
+    code = JOIN + (
+        "import numpy, time\n"
+        "if c.rank == 1: c.send(numpy.ones(3), 0)\n"
+        "else: time.sleep(2); print(c.recv(numpy.zeros(3), 1).sum())"
+    )
+    done = ranks(2, code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3.0\n", "")
+
+
+@needs_mpiexec
+def test_a_rank_that_has_waited_long_says_for_whom_and_where():
+    code = JOIN + (
+        "import time; from disttrain.comm import waiting; waiting.PATIENCE_S = 0.5\n"
+        "if c.rank == 1: time.sleep(2)\n"
+        "c.barrier()"
+    )
+    done = ranks(2, code)
+    assert done.returncode == 0
+    first, *_ = done.stderr.splitlines()
+    assert re.match(r"rank 0 has waited \d s for rank 1 in barrier \d+ \(uint8, 0 bytes\), ", first)
+    assert "called at <string>:4; that rank is busy, stopped, or makes another call" in first

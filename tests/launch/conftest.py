@@ -33,6 +33,7 @@ class Program:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.limit_s = LIMIT_S
         self.token = uuid.uuid4().hex
         (folder / "temporary").mkdir()
         foreign = ("PMI", "OMPI_", "PRTE_", "HYDRA_", "MPI_LOCAL", "SLURM_", "DISTTRAIN_")
@@ -49,7 +50,7 @@ class Program:
         return subprocess.Popen(command, cwd=self.folder, env=self.env, text=True, **{**streams, **options})
 
     def finish(self, process: subprocess.Popen[str]) -> Finished:
-        out, err = process.communicate(timeout=LIMIT_S)
+        out, err = process.communicate(timeout=self.limit_s)
         return Finished(exit_code=process.returncode, out=out, err=err, time_s=time.monotonic())
 
     def run(self, *arguments: str) -> Finished:

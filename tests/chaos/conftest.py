@@ -1,0 +1,36 @@
+"""Jobs in which one rank fails on purpose: the program, and a table of what became of each."""
+
+import dataclasses
+
+import pytest
+
+from tests.launch.conftest import mpi, program
+
+__all__ = ["mpi", "program", "table"]
+
+_ROWS = pytest.StashKey[list["Row"]]()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """What became of a job."""
+
+    failure: str
+    phase: str
+    ranks: int
+    took_s: float
+    said: str
+
+
+@pytest.fixture
+def table(request):
+    """Return the rows of the table that ends the session."""
+    return request.config.stash.setdefault(_ROWS, [])
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash.get(_ROWS, [])
+    if rows and config.option.verbose > 0:
+        terminalreporter.write_line("| failure | phase | ranks | seconds | said |\n|---|---|---|---|---|")
+    for row in rows if config.option.verbose > 0 else ():
+        terminalreporter.write_line(f"| {row.failure} | {row.phase} | {row.ranks} | {row.took_s:.1f} | {row.said} |")
