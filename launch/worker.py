@@ -4,6 +4,7 @@ The script runs as `python script.py` would run it. When it fails, the rank leav
 supervisor and ends the whole job, so that no other rank waits for it.
 """
 
+import atexit
 import builtins
 import contextlib
 import faulthandler
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
     faulthandler.enable()
     if alive is not None:
         _be_watched(Path(folder or ""), place)
+    atexit.register(_say, alive, DONE)  # the first to be registered is the last to run
     try:
         _run(argv)
     except KeyboardInterrupt:
@@ -52,7 +54,6 @@ def main(argv: Sequence[str]) -> None:
             _say(alive, FAILED)
             _end_job(code, is_quiet=has_left_it)
     progress.at(progress.Phase.SHUTDOWN)
-    _say(alive, DONE)
 
 
 def _join_supervisor(folder: Path, rank: int) -> int | None:

@@ -81,14 +81,17 @@ class Cell:
                 rf"{who} is stopped by a signal, .*: {words}(; waits in .*)?\nIt does not tell its stack: T \(stopped\)"
             )
         if self.failure in ("endless loop", "sleep"):
-            place = "" if self.phase == "shutdown" else r".*, at \S*training.py:\d+"
-            return rf"{who} is stuck, on host .*, pid \d+, .*: {words}{place}\n.*training.py\", line \d+"
+            return (
+                rf"{who} is stuck, on host .*, pid \d+, .*: {words}, at \S*training.py:\d+\n.*training.py\", line \d+"
+            )
         # of a collective too many or too few: whoever meets it first says what does not fit
-        return r"rank \d.* has \d+ bytes, expected \d+|waits in another call than the others|has left the job"
+        return r"rank \d.* has (\d+|more) bytes, expected \d+|waits in another call than the others|has left the job"
 
 
 def is_failure(cell):
-    """Return whether `cell` is one that can fail: exit handlers neither raise nor exit, and all have ended theirs."""
+    """Return whether `cell` can fail: an exit handler neither raises nor exits, and rank 0 alone writes a checkpoint."""
+    if (cell.failure, cell.phase) == ("missing call", "checkpoint"):
+        return False
     return cell.phase != "shutdown" or cell.failure in ("SIGKILL", "SIGSTOP", "endless loop", "sleep")
 
 
