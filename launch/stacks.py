@@ -53,5 +53,5 @@ def as_traceback(frames: list[Frame]) -> str:
 
 def place(frames: list[Frame]) -> str:
     """Return file and line of the innermost frame that is not the library's; empty where there is none."""
-    own = [f"{file}:{line}" for file, line, _ in frames if not file.startswith(_OURS)]
+    own = [f"{file}:{line}" for file, line, _ in frames if not file.startswith((*_OURS, "<frozen "))]
     return own[-1] if own else ""

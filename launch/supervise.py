@@ -162,8 +162,8 @@ class _Running:
             self._watch.look(time.monotonic(), self._records())  # what is left of them
         loss = loss_in_words(self._lost, self._job.workers, code, number, memory=memory_in_words(self._kills))
         loss += last_words(self._watch.sights, self._lost)
-        if not code and any(self._watch.sights[rank].is_waiting for rank in self._all_lost & self._watch.sights.keys()):
-            code = 1  # MPICH ends all ranks, and calls it a success, when one calls os._exit(0)
+        if not code and any(self._watch.sights[rank].has_joined for rank in self._all_lost & self._watch.sights.keys()):
+            code = 1  # MPICH ends all ranks, and calls it a success, when one of them calls os._exit(0)
         first = next(iter(read_reports(self._folder)), None)
         if first is not None and first.time_s < min(self._asked_s, self._found_s):
             is_first = not number or first.time_s < self._lost_s

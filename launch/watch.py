@@ -75,6 +75,11 @@ class Sight:
         return self.record.is_waiting or self.record.phase == Phase.JOIN
 
     @property
+    def has_joined(self) -> bool:
+        """Whether it has begun to communicate with other ranks."""
+        return self.record.world_size > 1 and (self.record.waits > 0 or self.record.phase == Phase.JOIN)
+
+    @property
     def is_stopped(self) -> bool:
         """Whether a signal has stopped its process."""
         return self.state == psutil.STATUS_STOPPED

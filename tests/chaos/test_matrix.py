@@ -89,7 +89,7 @@ class Cell:
 
 
 def is_failure(cell):
-    """Return whether `cell` can fail: an exit handler neither raises nor exits, and rank 0 alone writes a checkpoint."""
+    """Return whether `cell` can fail: exit handlers neither raise nor exit, and rank 0 alone writes a checkpoint."""
     if (cell.failure, cell.phase) == ("missing call", "checkpoint"):
         return False
     return cell.phase != "shutdown" or cell.failure in ("SIGKILL", "SIGSTOP", "endless loop", "sleep")

@@ -221,6 +221,16 @@ def test_a_rank_that_has_left_is_named_when_all_others_wait(state, limit_s):
     assert after_s == pytest.approx(limit_s, abs=0.5)
 
 
+def test_what_a_rank_sent_before_it_ended_may_still_arrive():
+    job = Job()
+    all_wait_but(job, 0, phase=Phase.CALLBACK)
+    assert job.alarm(20) is None
+    job.states[0] = ""
+    finding, after_s = job.alarm(100)
+    assert (finding.rank, finding.kind) == (0, "gone")
+    assert after_s >= 1.0
+
+
 def test_a_rank_may_work_on_when_the_others_have_left_but_not_be_stuck_in_its_exit():
     job = Job()
     job.is_busy = False
@@ -249,7 +259,9 @@ def test_without_a_timeout_nothing_is_found():
     assert job.watch.sights[1].record.phase == Phase.FORWARD  # what a report says of it
 
 
-@pytest.mark.parametrize(("numbers", "odd"), [([7, 7, 6], 2), ([6, 7, 7], 0), ([7, 8], 0), ([8, 7], 1), ([7, 7], None)])
+@pytest.mark.parametrize(
+    ("numbers", "odd"), [([7, 7, 6], 2), ([7, 7, 8], 2), ([6, 7, 7], 0), ([7, 8], 0), ([8, 7], 1), ([7, 7], None)]
+)
 def test_the_odd_one_is_in_the_minority_or_behind(numbers, odd):
     records = {rank: waiting(rank, call=(number, *CALL[1:])) for rank, number in enumerate(numbers)}
     assert odd_one(records) == odd
