@@ -190,16 +190,17 @@ def begin_step(number: int) -> None:
 
 @contextlib.contextmanager
 def phase(name: Phase) -> Iterator[None]:
-    """Note what this rank does inside a ``with`` block; an exception that leaves it says in a note where it arose.
+    """Note what this rank does inside a ``with`` block.
 
-    Before the first step of all it does not: its traceback says as much.
+    Under a supervisor an exception that leaves it says in a note where it arose, unless that is before the first step
+    of all: its traceback says as much.
     """
     before = _words[_PHASE]
     at(name)
     try:
         yield
     except BaseException as error:
-        if _words[_STEP] and not hasattr(error, "__notes__"):
+        if is_kept() and _words[_STEP] and not hasattr(error, "__notes__"):
             error.add_note(own().words)
         raise
     finally:
