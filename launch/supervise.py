@@ -26,7 +26,7 @@ from launch.job import Command, Job, commands
 from launch.relay import HOLD_S, Sink, Stream
 from launch.report import loss_in_words, read_reports, signal_in
 from launch.watch import LOOK_S, STACKS, Watch, read_records
-from launch.worker import FAILED, INTERRUPTED, PIPES
+from launch.worker import EXITED, FAILED, INTERRUPTED, PIPES
 
 STOP_S = 2.0  # a worker may save its work when it is asked to stop
 FAIL_S = 1.0  # after a failure as well, but two seconds after it the job is over
@@ -74,6 +74,7 @@ class _Running:
         self._code = 0  # of the first process that failed
         self._lost: int | None = None  # the first rank that ended without a word
         self._all_lost: set[int] = set()
+        self._exits: dict[int, int] = {}  # by rank, what was given to `os._exit`
         self._lost_s = _NEVER_S
         self._asked = 0  # the signal that asked for the end
         self._asked_s = _NEVER_S
@@ -160,9 +161,12 @@ class _Running:
         number = signal_in(code, self._heard)
         if not self._has_seen_all:
             self._watch.look(time.monotonic(), self._records())  # what is left of them
+        deserters = {rank for rank in self._all_lost & self._watch.sights.keys() if self._watch.sights[rank].has_joined}
+        if self._lost in self._exits and self._lost in deserters:
+            code, number = self._exits[self._lost], 0  # of those that were ended because of it the launcher may tell
         loss = loss_in_words(self._lost, self._job.workers, code, number, memory=memory_in_words(self._kills))
         loss += last_words(self._watch.sights, self._lost)
-        if not code and any(self._watch.sights[rank].has_joined for rank in self._all_lost & self._watch.sights.keys()):
+        if not code and deserters:
             code = 1  # MPICH ends all ranks, and calls it a success, when one of them calls os._exit(0)
         first = next(iter(read_reports(self._folder)), None)
         if first is not None and first.time_s < min(self._asked_s, self._found_s):
@@ -259,12 +263,15 @@ class _Running:
         stream.feed(data, time.monotonic())
 
     def _on_word(self, rank: int, pipe: int) -> None:
-        word = os.read(pipe, 1)
+        said = os.read(pipe, 2)
+        word = said[:1]
         self._selector.unregister(pipe)
         self._has_failed |= word in (FAILED, INTERRUPTED)
         if word == INTERRUPTED:
             self._ask(signal.SIGINT)
-        if not word:
+        if word == EXITED:
+            self._exits[rank] = said[1]
+        if word in (b"", EXITED):
             self._all_lost.add(rank)
             if self._lost is None:  # epoll tells of them in the order in which they went
                 self._lost, self._lost_s = rank, time.monotonic()

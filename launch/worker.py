@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,7 +25,7 @@ from launch.report import Report
 from launch.watch import RECORD, STACKS
 
 PIPES = ("out", "err", "alive")  # of each rank; its supervisor made them in the job's folder
-DONE, FAILED, INTERRUPTED = b".", b"!", b"^"  # the last word on `alive`
+DONE, FAILED, INTERRUPTED, EXITED = b".", b"!", b"^", b"x"  # the last word on `alive`; after EXITED the exit code
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
     faulthandler.enable()
     if alive is not None:
         _be_watched(Path(folder or ""), place)
+        os._exit = _telling_exit(alive)  # type: ignore[assignment]  # the argument's name is its own affair
     atexit.register(_say, alive, DONE)  # the first to be registered is the last to run
     try:
         _run(argv)
@@ -81,6 +82,21 @@ def _be_watched(folder: Path, place: env.Place) -> None:
     progress.keep(folder / RECORD.format(place.rank), place.rank, place.world_size)
     stacks = open(folder / STACKS.format(place.rank), "w")  # noqa: SIM115 - open until the end
     faulthandler.register(signal.SIGUSR2, file=stacks)
+
+
+def _telling_exit(alive: int) -> Callable[[int], NoReturn]:
+    """Return `os._exit`, which tells the supervisor first.
+
+    A launcher that ends the other ranks because of it may tell only of these.
+    """
+    leave, pid = os._exit, os.getpid()
+
+    def _exit(status: int) -> NoReturn:
+        if os.getpid() == pid:  # not in a child that was forked
+            _say(alive, EXITED + bytes([status & 0xFF]))
+        leave(status)
+
+    return _exit
 
 
 def _say(alive: int | None, word: bytes) -> None:

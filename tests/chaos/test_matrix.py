@@ -33,7 +33,7 @@ WORDS = {  # in the record
     "start": "the script's own code, before its first step",
     "data": r"data, after step \d+",
     "forward": r"step \d+, forward",
-    "bucket": r"step \d+, backward, 1 bucket\(s\) on their way",
+    "bucket": r"step \d+, backward, \d bucket\(s\) on their way",
     "optimizer": r"step \d+, optimizer",
     "checkpoint": "checkpoint, after step 0",
     "evaluation": r"evaluation, batch \d, after step 49",

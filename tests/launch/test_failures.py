@@ -17,6 +17,12 @@ import os, signal, sys, time
 rank = int(os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or 0)
 """
 MPI = RANK + "from mpi4py import MPI\n"
+FORKED = """
+def commands(job):
+    from launch.job import Command
+    place = lambda rank: {"PMI_RANK": str(rank), "PMI_SIZE": str(job.workers)}
+    return [Command(argv=job.worker, env=place(rank)) for rank in range(job.workers)]
+"""
 # Rank 1 fails when rank 0 has got to where it waits.
 WAIT = """
 def fail():
@@ -119,14 +125,8 @@ def test_without_a_supervisor_a_worker_prints_its_traceback_itself(program):
 
 
 def test_a_rank_that_was_killed_comes_before_those_that_failed_because_of_it(program):
-    launcher = """
-def commands(job):
-    from launch.job import Command
-    place = lambda rank: {"PMI_RANK": str(rank), "PMI_SIZE": str(job.workers)}
-    return [Command(argv=job.worker, env=place(rank)) for rank in range(job.workers)]
-"""
     (program.folder / "mine").mkdir()
-    program.script(launcher, "mine/forked.py")
+    program.script(FORKED, "mine/forked.py")
     lost = "def notice(*_): raise ConnectionError('rank 1 is gone')\nsignal.signal(signal.SIGTERM, notice)\n" + SLEEP
     script = program.script(one_fails(RANK, lost, "os.kill(os.getpid(), signal.SIGKILL)"))
     done = program.run("run", "-n", "2", "--launcher", "mine.forked", script)
@@ -200,3 +200,12 @@ def test_a_reader_that_goes_away_ends_the_job(program):
     process.stdout.close()
     process.stdout = None
     assert program.finish(process).exit_code != 0
+
+
+def test_a_rank_that_was_killed_counts_though_another_had_left_by_itself(program):
+    failure = "open('waiting', 'w').close(); os._exit(0)\n"
+    script = program.script(one_fails(RANK, failure, "os.kill(os.getpid(), signal.SIGKILL)"))
+    (program.folder / "mine").mkdir()
+    program.script(FORKED, "mine/forked.py")
+    done = program.run("run", "-n", "2", "--launcher", "mine.forked", script)
+    assert done.exit_code == 128 + signal.SIGKILL
