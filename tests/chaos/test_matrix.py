@@ -129,9 +129,9 @@ def test_a_rank_that_fails_is_named_in_time(program, table, cell):
 
 FALSE_ALARMS = {
     "a pause within a step": ("pause", "forward", 2, 5.0, 3.0),
-    "a slow first step": ("long", "first step", 2, TIMEOUT_S, 6.0),
-    "a long callback": ("long", "callback", 2, TIMEOUT_S, 6.0),
-    "a long checkpoint": ("long", "checkpoint", 2, TIMEOUT_S, 6.0),
+    "a slow first step": ("long", "first step", 2, TIMEOUT_S, 4.0),
+    "a long callback": ("long", "callback", 2, TIMEOUT_S, 4.0),
+    "a long checkpoint": ("long", "checkpoint", 2, TIMEOUT_S, 4.0),
 }
 
 
