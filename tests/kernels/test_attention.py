@@ -160,6 +160,15 @@ def test_the_op_s_gradients_are_the_kernel_s(instruction_set):
         assert [t.grad.shape for t in tensors] == [a.shape for a in args]
 
 
+def test_floating_point_operations_are_those_of_products_with_seen_keys():
+    query, key, value = np.ones((2, 3, 4)), np.ones((2, 5, 4)), np.ones((2, 5, 6))
+    for causal, seen in ((False, 15), (True, 1 + 2 + 3)):
+        attributes = {"heads": 2, "causal": causal}
+        assert op.flops(None, query, key, value, None, **attributes) == 2 * 2 * seen * (4 + 6)
+        backward = op.gradient(0, 1, 2).flops(None, None, None, query, key, value, None, **attributes)
+        assert backward == 2 * 2 * seen * (3 * 4 + 2 * 6)
+
+
 X = np.ones((2, 3, 4), np.float32)
 
 

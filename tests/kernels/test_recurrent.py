@@ -160,6 +160,15 @@ def test_the_op_s_gradients_are_the_kernel_s_and_no_more_than_needed(name, needs
             np.testing.assert_array_equal(tensor.grad.ravel(), part)
 
 
+def test_floating_point_operations_are_those_of_products():
+    x, kernel, recurrent_kernel = np.ones((2, 3, 5)), np.ones((5, 16)), np.ones((4, 16))
+    args = x, kernel, recurrent_kernel, np.ones(16)
+    op = definitions._lstm
+    assert op.flops(None, *args) == 2 * 6 * (5 * 16 + 4 * 16)
+    assert op.gradient(0, 1, 2, 3).flops(None, None, None, *args) == 3 * op.flops(None, *args)
+    assert op.gradient(1, 2, 3).flops(None, None, None, *args) == 2 * 6 * (2 * 5 * 16 + 3 * 4 * 16)
+
+
 X, W, U = np.ones((2, 3, 4), np.float32), np.ones((4, 12), np.float32), np.ones((3, 12), np.float32)
 B = np.ones(12, np.float32)
 

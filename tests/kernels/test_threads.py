@@ -57,6 +57,14 @@ def results():
     z.backward(numbers(33, 1201).T.copy())
     made += [z.data, many.grad, *(a.data for a in moments)]
     made += [y.data, x.grad, gamma.grad, ops.sum_to(rows, shape=(257,))]
+    heads = [Tensor(numbers(3, 67, 72), requires_grad=True) for _ in range(3)]
+    attended = ops.attention_of_heads(*heads, heads=3, causal=True)
+    attended.backward(numbers(3, 67, 72))
+    made += [attended.data, *(a.grad for a in heads)]
+    cell = [Tensor(numbers(*size), requires_grad=True) for size in ((65, 3, 40), (40, 300), (75, 300), (300,))]
+    steps = ops.lstm(*cell)
+    steps.backward(numbers(65, 3, 75))
+    made += [steps.data, *(a.grad for a in cell)]
     for optimizer in (SGD(0.1), SGD(0.1, 0.9), SGD(0.1, 0.9, nesterov=True), Adam(0.1)):
         w = numbers(100_001)
         optimizer.apply([w * 2], [w])

@@ -63,6 +63,18 @@ def _apart(x: Array, heads: int) -> Array:
     return transpose(reshape(x, shape=(*x.shape[:2], heads, x.shape[2] // heads)), axes=(0, 2, 1, 3))
 
 
+def _flops(query: Array, key: Array, widths: int, causal: bool) -> int:
+    """Return the operations of products that make or take `widths` numbers for each query and key that it sees."""
+    seen = sum(min(i + 1, key.shape[1]) for i in range(query.shape[1])) if causal else query.shape[1] * key.shape[1]
+    return 2 * int(query.shape[0]) * int(seen) * widths
+
+
+_attention_of_heads.flops = lambda _made, query, key, value, *_mask, causal, **_: _flops(
+    query, key, query.shape[2] + value.shape[2], causal
+)
+_attention_of_heads.gradient(0, 1, 2).flops = lambda _made, _g, _y, query, key, value, *_mask, causal, **_: _flops(
+    query, key, 3 * query.shape[2] + 2 * value.shape[2], causal
+)
 _attention_of_heads.kernel(kernels.attention_of_heads)
 _attention_of_heads.gradient(0, 1, 2).kernel(kernels.attention_of_heads_gradients)
 

@@ -62,7 +62,16 @@ def _gru(x: Array, kernel: Array, recurrent_kernel: Array, bias: Array) -> Array
     return _gru_steps(x, kernel, recurrent_kernel, bias, tanh, sigmoid)
 
 
+def _flops(x: Array, *kernels: Array) -> int:
+    """Return the operations of products with `kernels` in all steps."""
+    return 2 * int(x.shape[0] * x.shape[1]) * sum(int(kernel.size) for kernel in kernels)
+
+
 for _op, _name in ((_lstm, "lstm"), (_gru, "gru")):
+    _op.flops = lambda _made, x, w, u, _b: _flops(x, w, u)
+    # gates again, and two products for each of those
+    _op.gradient(0, 1, 2, 3).flops = lambda _made, _g, _y, x, w, u, _b: _flops(x, w, w, w, u, u, u)
+    _op.gradient(1, 2, 3).flops = lambda _made, _g, _y, x, w, u, _b: _flops(x, w, w, u, u, u)
     _op.kernel(partial(kernels.sequence, _name))
     _op.gradient(0, 1, 2, 3).kernel(partial(kernels.gradients, _name, True))
     _op.gradient(1, 2, 3).kernel(partial(kernels.gradients, _name, False))

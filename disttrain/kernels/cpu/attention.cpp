@@ -17,11 +17,13 @@
 // recomputation; its running softmax is not needed where a block's scores fit into a cache.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 
 #include "exponential.h"
 #include "matmul.h"
+#include "parallel.h"
 #include "scratch.h"
 #include "vector.h"
 
@@ -32,6 +34,7 @@ namespace {
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 constexpr int64_t MOST_ROWS = 32;          // of a block: fewer skip more keys, and make products less efficient
 constexpr int64_t SCORES = int64_t(1) << 15;  // of a block: two arrays of so many floats are a quarter of an L2 cache
+constexpr int64_t LEAST = int64_t(1) << 19;   // multiplications of a thread, about: ten microseconds
 
 thread_local Scratch scratch;
 
@@ -118,6 +121,20 @@ void through_softmax(const float* weights, int64_t count, int64_t end, float sca
     for (int64_t j = 0; j < count; j += LANES) store(g + j, load(weights + j) * (load(g + j) - mean) * scale);
 }
 
+bool value_of_head(const Attention& a, const Head& head, const float* query, const float* key, const float* value,
+                   float* y, float* weights) {
+    const int64_t block = a.block();
+    const Matrix values{value + head.of_value, a.value_row(), 1};
+    for (int64_t begin = 0; begin < a.queries; begin += block) {
+        const int64_t end = std::min(begin + block, a.queries);
+        if (!make_weights(a, head, query, key, begin, end, weights) ||
+            !multiply(end - begin, a.value_width, a.seen(end), {weights, a.score_row(), 1}, values,
+                      y + head.of_y + begin * a.value_row(), a.value_row()))
+            return false;
+    }
+    return true;
+}
+
 bool gradients_of_head(const Attention& a, const Head& head, const float* g, const float* query, const float* key,
                        const float* value, float* query_g, float* key_g, float* value_g, float* weights,
                        float* weights_g) {
@@ -147,42 +164,41 @@ bool gradients_of_head(const Attention& a, const Head& head, const float* g, con
     return true;
 }
 
+// Calls work(head, memory of `floats`) for each head, divided among threads; false where there is no memory.
+template <typename Work> bool for_heads(const Attention& a, const char* mask, int64_t floats, const Work& work) {
+    std::atomic<bool> done{true};
+    const int64_t of_one = a.queries * a.keys * (a.width + a.value_width);
+    parallel(a.samples * a.heads, LEAST / of_one + 1, [&](int64_t begin, int64_t end) {
+        if (!scratch.reserve(Scratch::rounded(floats * static_cast<int64_t>(sizeof(float))))) {
+            done = false;
+            return;
+        }
+        float* memory = scratch.take<float>(floats);
+        for (int64_t each = begin; each < end && done; each++)
+            if (!work(Head(a, mask, each / a.heads, each % a.heads), memory)) done = false;
+    });
+    return done;
+}
+
 }  // namespace
 
 extern "C" {
 
-// Returns 0; 1 where there is no memory. There is a key.
+// Returns 0; 1 where there is no memory. There are a key and a query.
 int disttrain_attention(const Attention* a, const float* query, const float* key, const float* value, const char* mask,
                         float* y) {
-    const int64_t row = a->score_row(), block = a->block();
-    if (!scratch.reserve(Scratch::rounded(block * row * sizeof(float)))) return 1;
-    float* weights = scratch.take<float>(block * row);
-    for (int64_t each = 0; each < a->samples * a->heads; each++) {
-        const Head head(*a, mask, each / a->heads, each % a->heads);
-        for (int64_t begin = 0; begin < a->queries; begin += block) {
-            const int64_t end = std::min(begin + block, a->queries);
-            if (!make_weights(*a, head, query, key, begin, end, weights) ||
-                !multiply(end - begin, a->value_width, a->seen(end), {weights, row, 1},
-                          {value + head.of_value, a->value_row(), 1}, y + head.of_y + begin * a->value_row(),
-                          a->value_row()))
-                return 1;
-        }
-    }
-    return 0;
+    return !for_heads(*a, mask, a->block() * a->score_row(), [&](const Head& head, float* weights) {
+        return value_of_head(*a, head, query, key, value, y, weights);
+    });
 }
 
 // Returns 0; 1 where there is no memory. There are a key and a query.
 int disttrain_attention_gradients(const Attention* a, const float* g, const float* query, const float* key,
                                   const float* value, const char* mask, float* query_g, float* key_g, float* value_g) {
     const int64_t size = a->block() * a->score_row();
-    if (!scratch.reserve(2 * Scratch::rounded(size * sizeof(float)))) return 1;
-    float* weights = scratch.take<float>(size);
-    float* weights_g = scratch.take<float>(size);
-    for (int64_t each = 0; each < a->samples * a->heads; each++) {
-        const Head head(*a, mask, each / a->heads, each % a->heads);
-        if (!gradients_of_head(*a, head, g, query, key, value, query_g, key_g, value_g, weights, weights_g)) return 1;
-    }
-    return 0;
+    return !for_heads(*a, mask, 2 * size, [&](const Head& head, float* weights) {
+        return gradients_of_head(*a, head, g, query, key, value, query_g, key_g, value_g, weights, weights + size);
+    });
 }
 
 }  // extern "C"
