@@ -1,12 +1,15 @@
 """Where autodiff and communication meet: gradients summed over ranks while backward still runs.
 
-Parameters and gradients live in one flat buffer per dtype; a Bucket is a slice of it. When the last gradient
-of a bucket is final its all-reduce starts, in bucket order on every rank, and goes on while backward does.
+Parameters live in one flat buffer per dtype, and so do their gradients, in memory of the communicator that sums them.
+A Bucket is a slice of the gradients. When the last of them is final its all-reduce starts, in bucket order on every
+rank, and goes on while backward does.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from disttrain import progress
 from disttrain.autodiff import Tensor, op
@@ -14,26 +17,24 @@ from disttrain.autodiff.backward import leaves
 from disttrain.autodiff.op import tracing
 from disttrain.backend import Array, get_array_module
 from disttrain.comm import Communicator
+from disttrain.comm.arrays import ALIGNMENT, aligned_zeros
 from disttrain.comm.base import Pending
 from disttrain.observe import log
 from disttrain.progress import Phase
 
 BUCKET_BYTES = 1 << 22
-_ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
 @dataclass(kw_only=True)
 class FlatBuffer:
-    """All parameters of one dtype end to end, and their gradients; each begins at a multiple of 64 bytes.
+    """All parameters of one dtype end to end; each begins at a multiple of 64 bytes.
 
     Attributes:
-        data: shape ``(n,)``; the parameters' arrays are views of it.
-        gradient: the same shape; what lies between parameters stays 0.
+        data: shape ``(n,)``; the parameters' arrays are views of it, and what lies between them is 0.
         places: for each parameter, in order, where it lies.
     """
 
     data: Array
-    gradient: Array
     places: list[tuple[Tensor, slice]]
 
     def split(self, flat: Array) -> dict[str, Array]:
@@ -64,12 +65,14 @@ def flatten(parameters: Sequence[Tensor]) -> list[FlatBuffer]:
     for dtype in sorted({str(p.dtype) for p in parameters}):
         chosen = [p for p in parameters if str(p.dtype) == dtype]
         xp = get_array_module(chosen[0].data)
-        step = _ALIGNMENT // chosen[0].data.itemsize
+        step = ALIGNMENT // chosen[0].data.itemsize
         places, end = [], 0
         for parameter in chosen:
             places.append((parameter, slice(end, end + parameter.size)))
             end += -(-parameter.size // step) * step
-        buffer = FlatBuffer(data=_aligned(xp, end, dtype), gradient=_aligned(xp, end, dtype), places=places)
+        # device memory is aligned further than to a cache line
+        data = aligned_zeros(end, xp.dtype(dtype)) if xp is np else xp.zeros(end, dtype)
+        buffer = FlatBuffer(data=data, places=places)
         for parameter, place in places:
             view = buffer.data[place].reshape(parameter.shape)
             view[...] = parameter.data
@@ -79,19 +82,24 @@ def flatten(parameters: Sequence[Tensor]) -> list[FlatBuffer]:
 
 
 class GradientSum:
-    """Sums gradients over the ranks, bucket by bucket, during backward.
+    """Sums gradients over the ranks, bucket by bucket, during backward; every rank makes one.
 
     Args:
         comm: the ranks.
-        buffers: where the parameters and gradients lie.
+        buffers: where the parameters lie.
         bucket_bytes: size of a bucket, at least one parameter.
+
+    Attributes:
+        flat: the gradients, an array for each of `buffers`, laid out as that.
     """
 
     def __init__(self, comm: Communicator, buffers: Sequence[FlatBuffer], *, bucket_bytes: int = BUCKET_BYTES) -> None:
         self.comm = comm
-        self.buckets = [b for buffer in buffers for b in _buckets(buffer, bucket_bytes)]
+        self.flat = [_zeros_like(buffer.data, comm) for buffer in buffers]
+        laid_out = list(zip(buffers, self.flat, strict=True))
+        self.buckets = [b for buffer, flat in laid_out for b in _buckets(buffer, flat, bucket_bytes)]
         self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
-        self._view_of = {p: buffer.gradient[place].reshape(p.shape) for buffer in buffers for p, place in buffer.places}
+        self._view_of = {p: flat[place].reshape(p.shape) for buffer, flat in laid_out for p, place in buffer.places}
         self._warned = False
 
     def backward(self, loss: Tensor) -> None:
@@ -193,23 +201,19 @@ def broadcast_weights(comm: Communicator, weights: Sequence[Tensor]) -> None:
         comm.broadcast(weight.data)
 
 
-def _buckets(buffer: FlatBuffer, bucket_bytes: int) -> list[Bucket]:
-    """Cut a buffer into buckets, last parameters first: backward finishes them first."""
+def _buckets(buffer: FlatBuffer, flat: Array, bucket_bytes: int) -> list[Bucket]:
+    """Cut the gradients `flat` into buckets, last parameters first: backward finishes them first."""
     buckets: list[Bucket] = []
-    end, held = buffer.gradient.size, []
+    end, held = flat.size, []
     for parameter, place in reversed(buffer.places):
         held.append(parameter)
-        if (end - place.start) * buffer.gradient.itemsize >= bucket_bytes or place.start == 0:
-            buckets.append(Bucket(gradient=buffer.gradient[place.start : end], parameters=held))
+        if (end - place.start) * flat.itemsize >= bucket_bytes or place.start == 0:
+            buckets.append(Bucket(gradient=flat[place.start : end], parameters=held))
             end, held = place.start, []
     return buckets
 
 
-def _aligned(xp: Any, size: int, dtype: str) -> Array:
-    """Return zeros that begin at a multiple of 64 bytes."""
-    if xp.__name__ != "numpy":
-        return xp.zeros(size, dtype)  # device memory is aligned further than that
-    itemsize = xp.dtype(dtype).itemsize
-    raw = xp.zeros(size + _ALIGNMENT // itemsize, dtype)
-    start = -raw.ctypes.data % _ALIGNMENT // itemsize
-    return raw[start : start + size]
+def _zeros_like(data: Array, comm: Communicator) -> Array:
+    """Return zeros for gradients of `data`: in host memory, where `comm` sums them fastest."""
+    xp = get_array_module(data)
+    return comm.allocate(data.size, data.dtype) if xp is np else xp.zeros(data.size, data.dtype)

@@ -11,6 +11,10 @@ from disttrain.errors import ConfigError
 
 TRANSPORT = "DISTTRAIN_TRANSPORT"
 JOB_DIR = "DISTTRAIN_JOB_DIR"
+RANK = "DISTTRAIN_RANK"
+WORLD_SIZE = "DISTTRAIN_WORLD_SIZE"
+LOCAL_RANK = "DISTTRAIN_LOCAL_RANK"
+LOCAL_SIZE = "DISTTRAIN_LOCAL_SIZE"
 BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 DATA_DIR = "DISTTRAIN_DATA"
 KERNELS = "DISTTRAIN_KERNELS"
@@ -49,9 +53,18 @@ class _Scheduler:
     local_size: str
 
 
-# MPICH's mpiexec, and those derived from it, speak PMI. Under Slurm, only a process that srun started
-# has SLURM_STEP_NUM_TASKS: a batch script has SLURM_NTASKS, and is alone nevertheless.
+_OWN = _Scheduler(
+    name="disttrain's launcher",
+    rank=RANK,
+    world_size=WORLD_SIZE,
+    local_rank=LOCAL_RANK,
+    local_size=LOCAL_SIZE,
+)
+# Our own first: it may run within the allocation of another. MPICH's mpiexec, and those derived from it, speak PMI.
+# Under Slurm, only a process that srun started has SLURM_STEP_NUM_TASKS: a batch script has SLURM_NTASKS, and is alone
+# nevertheless.
 _SCHEDULERS = (
+    _OWN,
     _Scheduler(
         name="Open MPI's mpirun",
         rank="OMPI_COMM_WORLD_RANK",
@@ -94,7 +107,14 @@ def place(environ: Mapping[str, str] = os.environ) -> Place:
 
 def transport(environ: Mapping[str, str] = os.environ) -> str:
     """Return the transport that the job asks for: ``DISTTRAIN_TRANSPORT``, else by the launcher."""
-    return environ.get(TRANSPORT) or ("mpi" if place(environ).world_size > 1 else "local")
+    here = place(environ)
+    by_launcher = "local" if here.world_size == 1 else "shm" if here.launcher.startswith(_OWN.name) else "mpi"
+    return environ.get(TRANSPORT) or by_launcher
+
+
+def job_dir(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the job's private folder, which `disttrain run` has made; None where something else started this."""
+    return Path(environ[JOB_DIR]) if environ.get(JOB_DIR) else None
 
 
 def data_dir(environ: Mapping[str, str] = os.environ) -> Path:

@@ -4,6 +4,7 @@ What is measured, and how, is in the folder `benchmarks` of the repository, whic
 looked for beside this package.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import click
 
 from disttrain.errors import DisttrainError
+from launch.job import Job
+from launch.supervise import supervise
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -146,6 +149,44 @@ def start() -> None:
 @click.option("--workers", type=click.IntRange(min=2), default=2, show_default=True, help="Beside one worker.")
 def scaling() -> None:
     """Compare the samples per second of several workers, a core and a batch each, with those of one."""
+
+
+@bench.command(
+    epilog="""\b
+Examples:
+  disttrain bench allreduce
+  disttrain bench allreduce -n 4 --sizes 4K,1M,100M --json allreduce.json
+"""
+)
+@click.option("-n", "--workers", type=click.IntRange(min=2), default=2, show_default=True, help="Number of ranks.")
+@click.option("--sizes", default="4K,64K,1M,4M,16M,100M", show_default=True, help="Of arrays, in bytes, KiB or MiB.")
+@click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="In which all take turns.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Keep the figures there.")
+def allreduce(workers: int, sizes: str, rounds: int, json_file: Path | None) -> None:
+    """Time sums over ranks of this machine, in the columns of nccl-tests.
+
+    disttrain's own, with arrays in its windows and elsewhere, its ring over MPI, MPI_Allreduce, gloo where torch is
+    installed, and a copy of as many bytes, which is the ceiling. They take turns in one job under mpiexec.
+    """
+    _find_benchmarks()
+    file = str(json_file.absolute()) if json_file else ""
+    arguments = (str(rounds), file, *(str(_bytes(size)) for size in sizes.split(",")))
+    script = str(_ROOT / "benchmarks" / "allreduce.py")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+    try:
+        sys.exit(supervise(Job(workers=workers, script=script, arguments=arguments, launcher="mpirun")))
+    except DisttrainError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _bytes(size: str) -> int:
+    """Return the number of bytes that ``4K``, ``1M`` or ``4096`` means: a multiple of 4."""
+    text = size.strip().upper()
+    factor = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
+    number = text[:-1] if factor > 1 else text
+    if not number.isdecimal() or int(number) * factor < 4 or int(number) * factor % 4:
+        raise click.BadParameter(f"{size!r} is no size of an array of float32: 4096, 4K or 1M is", param_hint="--sizes")
+    return int(number) * factor
 
 
 def _run(

@@ -14,7 +14,7 @@ _RUN_EXAMPLES = """\b
 Examples:
   disttrain run train.py --epochs 3
   disttrain run -n 4 train.py --epochs 3
-  disttrain run -n 2 --launcher mpirun train.py
+  disttrain run -n 2 --launcher local train.py
 """
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     "--launcher",
     default="",
     metavar="NAME",
-    help="What starts them: local (one worker), mpirun, or a dotted path of your own. [default: by -n]",
+    help="What starts them: mpirun, local (this machine, without MPI), or a dotted path of your own. [default: by -n]",
 )
 @click.option(
     "--hang-timeout",

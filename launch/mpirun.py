@@ -74,9 +74,9 @@ def find_mpi(*, wheels: Iterable[str] = WHEELS, path: str | None = None) -> Mpi:
     found = _from_wheel(wheels) or shutil.which("mpiexec", path=path) or shutil.which("mpirun", path=path)
     if found is None:
         raise LaunchError(
-            "more than one worker needs an MPI, and there is no mpiexec in this environment or on PATH; "
+            "--launcher mpirun needs an MPI, and there is no mpiexec in this environment or on PATH; "
             "pip install 'disttrain[mpi]' brings one, or the system does, as with: apt install mpich; "
-            "-n 1 needs none"
+            "--launcher local needs none, on this machine"
         )
     return Mpi(mpiexec=found, flavour=_flavour(found))
 

@@ -1,12 +1,23 @@
 """What a message can carry: plain values in host memory, in the order of their indices."""
 
+from typing import Any
+
 import numpy as np
 
 from disttrain.backend import Array, get_array_module, to_host
 from disttrain.comm.pending import HostArray
 from disttrain.errors import ConfigError, ShapeError, unknown_name
 
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+
 _OPS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+
+
+def aligned_zeros(size: int, dtype: np.dtype[Any]) -> HostArray:
+    """Return zeros, shape ``(size,)``, that begin at a multiple of 64 bytes."""
+    raw = np.zeros(size * dtype.itemsize + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size * dtype.itemsize].view(dtype)
 
 
 def contiguous(array: Array) -> HostArray:

@@ -13,7 +13,8 @@ import numpy as np
 from disttrain import progress
 from disttrain.backend import Array, get_array_module
 from disttrain.comm import ring, tree
-from disttrain.comm.arrays import check_writable, combination, contiguous, copy_back
+from disttrain.comm.arrays import aligned_zeros, check_writable, combination, contiguous, copy_back
+from disttrain.comm.node import Node, Share
 from disttrain.comm.pending import Channel, HostArray, Pending, Request, Steps
 from disttrain.comm.scratch import Scratch
 from disttrain.errors import CommError, ConfigError, ShapeError
@@ -22,7 +23,7 @@ __all__ = ["Communicator", "Pending", "Request"]
 
 # Every MPI has tags up to 32767: the lower half is the user's, the upper one that of collectives.
 USER_TAGS = 16384
-_NOTHING = np.empty(0, np.uint8)
+_NOTHING = np.empty(0, np.float32)
 
 
 class Communicator(ABC):
@@ -36,7 +37,8 @@ class Communicator(ABC):
         world_size: number of ranks.
         local_rank: rank among those on this host.
         transport: the name under which `connect` found the transport.
-        bytes_sent: payload of all messages that this rank has sent so far.
+        bytes_sent: payload of all messages that this rank has sent so far; what ranks of a node read from each other's
+            memory is none.
     """
 
     transport = ""
@@ -51,6 +53,7 @@ class Communicator(ABC):
         self._sequence = 0
         self._under_way: deque[Pending] = deque()
         self._scratch = Scratch()
+        self._node: Node | None = None
 
     @abstractmethod
     def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
@@ -97,6 +100,17 @@ class Communicator(ABC):
         self._finish(self.irecv(array, source, tag), "recv", array, source)
         return array
 
+    def allocate(self, size: int, dtype: Any = np.float32) -> HostArray:
+        """Return zeros in the host memory in which this communicator sums fastest, shape ``(size,)``.
+
+        They begin at a multiple of 64 bytes. All ranks call this, as they would a collective. Where the ranks are
+        on one node it is memory that all of them see; it is free again at the next call after all have dropped it.
+
+        Raises:
+            CommError: ranks ask for different sizes.
+        """
+        return (self._node.allocate if self._node else aligned_zeros)(size, np.dtype(dtype))
+
     def all_reduce(self, array: Array, op: str = "sum") -> Array:
         """Replace `array` by the sum over all ranks, in place, and return it: the same bits on all.
 
@@ -106,7 +120,17 @@ class Communicator(ABC):
             array: any shape; the sum is formed in its dtype.
             op: ``"sum"``, ``"max"`` or ``"min"``.
         """
-        self.start_all_reduce(array, op).wait()
+        begun: Share | None = None
+        if self._node is not None and not self._under_way:
+            made = self._node.all_reduce_at_once(array, op)
+            if isinstance(made, bool):
+                self._sequence += 1  # its messages, had it needed any, would have had this tag
+                return array
+            begun = made
+        if begun is None:
+            check_writable(array)
+            combination(op, array)  # refuses what it does not know
+        self._start(self._all_reduce(array, op, self._channel(), begun), "all_reduce", array).wait()
         return array
 
     def start_all_reduce(self, array: Array, op: str = "sum") -> Pending:
@@ -115,8 +139,8 @@ class Communicator(ABC):
         Nothing moves by itself: call `Pending.advance` now and then, and `Pending.wait` at the end.
         """
         check_writable(array)
-        steps = self._all_reduce(array, combination(op, array), self._channel())
-        return self._start(steps, "all_reduce", array)
+        combination(op, array)  # refuses what it does not know
+        return self._start(self._all_reduce(array, op, self._channel()), "all_reduce", array)
 
     def reduce_scatter(self, array: Array, op: str = "sum") -> Array:
         """Return this rank's rows of the sum over all ranks; `array` itself is not changed.
@@ -159,7 +183,10 @@ class Communicator(ABC):
 
     def barrier(self) -> None:
         """Block until every rank has called this."""
-        self._run(tree.barrier(self._channel()), "barrier", _NOTHING)
+        if self._node is not None:
+            self.all_reduce(_NOTHING)
+        else:
+            self._run(tree.barrier(self._channel()), "barrier", _NOTHING)
 
     def all_gather_json(self, value: Any) -> list[Any]:
         """Return the values of all ranks, as they come out of JSON: tuples as lists."""
@@ -178,9 +205,15 @@ class Communicator(ABC):
         flat = data.copy() if self.rank == root else np.empty(int(size), np.uint8)
         return json.loads(self.broadcast(flat, root).tobytes())
 
-    def _all_reduce(self, array: Array, combine: np.ufunc, channel: Channel) -> Steps:
-        host = contiguous(array)
-        yield from ring.all_reduce(host.reshape(-1), combine, channel)
+    def _all_reduce(self, array: Array, op: str, channel: Channel, share: Share | None = None) -> Steps:
+        """Combine `array` in the node's memory, else by messages; `share`: where that has begun."""
+        combine, host = combination(op, array), contiguous(array)
+        flat = host.reshape(-1)
+        if self._node is not None:
+            share = share or self._node.all_reduce(flat, op)
+            yield share
+        if share is None or share.is_elsewhere:
+            yield from ring.all_reduce(flat, combine, channel)
         copy_back(host, array)
 
     def _start(self, steps: Steps, op: str, array: Array) -> Pending:

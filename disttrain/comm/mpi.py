@@ -12,21 +12,16 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from disttrain import env, progress
+from disttrain.comm import node
 from disttrain.comm.base import Communicator
 from disttrain.comm.pending import HostArray, Request
-from disttrain.comm.waiting import Patience
+from disttrain.comm.waiting import SLEEP_S, YIELD_S, Patience, left_alone
 from disttrain.errors import CommError, LaunchError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 _MESSAGE_BYTES = 1 << 30  # older MPIs count in 32 bits
-
-# MPICH's own wait never gives up its core. Measured with 4 ranks on 2 cores, of which one works and
-# three wait for it: its work took 2.0-2.2 times its processor time when these spun or only yielded (3
-# runs each), and 1.0 times with a sleep after 1 ms (2 runs; 1.4 in a third, on a busy machine).
-_YIELD_S = 1e-3
-_SLEEP_S = 50e-6
 
 _LOOK_S = 0.25  # how often a rank that waits looks whether the other one has left
 _IN_FLIGHT_S = 1.0  # what was sent before it left may still arrive
@@ -55,6 +50,7 @@ def connect() -> Communicator:
     if comm.world_size > 1:
         _abort_on_exception(comm)
         atexit.register(comm.leave)
+        comm.join_node()
     return comm
 
 
@@ -67,13 +63,19 @@ class MpiCommunicator(Communicator):
         self._mpi = mpi
         self._world: MPI.Intracomm = mpi.COMM_WORLD.Dup()
         self._farewells: MPI.Intracomm = mpi.COMM_WORLD.Dup()
-        node = self._world.Split_type(mpi.COMM_TYPE_SHARED)
+        local = self._world.Split_type(mpi.COMM_TYPE_SHARED)
         super().__init__(
             rank=self._world.Get_rank(),
             world_size=self._world.Get_size(),
-            local_rank=node.Get_rank(),
+            local_rank=local.Get_rank(),
         )
-        node.Free()
+        self._is_on_one_node = local.Get_size() == self.world_size
+        local.Free()
+
+    def join_node(self) -> None:
+        """Share memory with the other ranks if all of them are on this node; every rank calls this."""
+        if self._is_on_one_node:
+            self._node = node.join(self.rank, self.all_gather_json, self._serve)
 
     def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
         parts = [self._world.Isend([part, self._mpi.BYTE], dest, tag) for part in _parts(array)]
@@ -95,6 +97,10 @@ class MpiCommunicator(Communicator):
     def has_left(self, rank: int) -> bool:
         """Return whether `rank` has said that it leaves."""
         return bool(self._farewells.Iprobe(rank))
+
+    def _serve(self, rank: int) -> bool:
+        self._world.Iprobe(self._mpi.ANY_SOURCE, self._mpi.ANY_TAG)  # MPI moves messages on only when it is called
+        return self.has_left(rank)
 
     def abort(self, exit_code: int) -> NoReturn:
         """End all ranks by MPI_Abort."""
@@ -138,7 +144,7 @@ class _Message:
     def wait(self) -> None:
         begin = time.monotonic()
         while not self.test():
-            if time.monotonic() - begin < _YIELD_S:
+            if time.monotonic() - begin < YIELD_S:
                 os.sched_yield()
             else:
                 self._wait_long(begin)
@@ -150,7 +156,7 @@ class _Message:
         patience = Patience(self._comm.rank, self._peer, begin)
         look_s, left_s = begin + _LOOK_S, float("inf")
         while not self.test():
-            time.sleep(_SLEEP_S)
+            time.sleep(SLEEP_S)
             now = time.monotonic()
             if now < look_s:
                 continue
@@ -159,11 +165,7 @@ class _Message:
             if self._comm.has_left(self._peer):
                 left_s = min(left_s, now)
             if now - left_s > _IN_FLIGHT_S:
-                raise CommError(
-                    f"rank {self._peer} has left the job, its script has ended or called sys.exit(), and rank "
-                    f"{self._comm.rank} waits for it in {progress.own().what_words}; every rank must make the same "
-                    "collectives, those of fit(), evaluate(), predict() and save() among them"
-                )
+                raise left_alone(self._comm.rank, self._peer)
 
     def _mismatch(self, arrived: str) -> CommError:
         return CommError(

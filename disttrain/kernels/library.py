@@ -60,11 +60,16 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "softmax_cross_entropy_gradient": (*(_NUMBER,) * 2, *(_POINTER,) * 5),
     "sparse_softmax_cross_entropy": (*(_NUMBER,) * 2, *(_POINTER,) * 3),
     "sparse_softmax_cross_entropy_gradient": (*(_NUMBER,) * 2, *(_POINTER,) * 5),
+    "slots_bytes": (),
+    "start_all_reduce": (_POINTER, _POINTER, _NUMBER),
+    "continue_all_reduce": (_POINTER, _NUMBER),
+    "announced": (_POINTER, _NUMBER, _POINTER),
+    "fence": (),
 }
 _MAY_LACK_MEMORY = frozenset(
     {"matmul", *(name for name in _SIGNATURES if name.startswith(("attention", "conv2d", "gru", "lstm", "winograd")))}
 )
-_RETURN_A_NUMBER = frozenset({"take_rows", "add_rows"})
+_RETURN_A_NUMBER = frozenset({"take_rows", "add_rows", "slots_bytes", "start_all_reduce", "continue_all_reduce"})
 _MAY_MISS_A_LABEL = frozenset({"sparse_softmax_cross_entropy", "sparse_softmax_cross_entropy_gradient"})
 
 

@@ -91,7 +91,7 @@ class Replica:
                 weight.data[...] = array
             self._raise_non_finite(number, own[0], batch)
         progress.at(Phase.OPTIMIZER)
-        self.optimizer.apply([b.gradient for b in self.buffers], [b.data for b in self.buffers])
+        self.optimizer.apply(self.gradients.flat, [b.data for b in self.buffers])
         return sums
 
     def evaluate(self, batches: Iterable[Batch], phase: Phase = Phase.EVALUATION) -> dict[str, Any]:

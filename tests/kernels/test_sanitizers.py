@@ -57,10 +57,10 @@ def _before(shape):
     return shape.padding[0][0], shape.padding[1][0]
 
 
-def compiled(tmp_path, instruction_set, *sources):
+def compiled(tmp_path, instruction_set, *sources, sanitizers=SANITIZERS):
     """Return the program of `sources`; skips where nothing can be compiled with sanitizers."""
     try:
-        command = [*builder._compiler(), *OPTIONS, *SANITIZERS, *instruction_set.options]
+        command = [*builder._compiler(), *OPTIONS, *sanitizers, *instruction_set.options]
         (tmp_path / "empty.cpp").write_text("int main() {}\n")
         builder._run([*command, str(tmp_path / "empty.cpp"), "-o", str(tmp_path / "empty")])
         builder._run([str(tmp_path / "empty")])

@@ -16,8 +16,13 @@ WORKER = ("/env/bin/python", "-P", "-m", "launch.worker", "train.py", "--name", 
 ALONE = Job(workers=1, script="train.py", python="/env/bin/python")
 
 
-def test_local_starts_the_worker_itself():
+def test_local_starts_each_worker_itself():
     assert local.commands(ALONE) == [Command(argv=WORKER[:5])]
+    sizes = {"DISTTRAIN_WORLD_SIZE": "2", "DISTTRAIN_LOCAL_SIZE": "2"}
+    assert local.commands(JOB) == [
+        Command(argv=WORKER, env={"DISTTRAIN_RANK": "0", "DISTTRAIN_LOCAL_RANK": "0", **sizes}),
+        Command(argv=WORKER, env={"DISTTRAIN_RANK": "1", "DISTTRAIN_LOCAL_RANK": "1", **sizes}),
+    ]
 
 
 def test_mpich_labels_what_does_not_pass_through_the_supervisor():

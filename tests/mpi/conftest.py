@@ -1,4 +1,7 @@
-"""Tests among MPI ranks: every rank runs the same tests, and rank 0 alone reports those that pass."""
+"""Tests among processes: every rank runs the same tests, and rank 0 alone reports those that pass.
+
+`make mpi` starts them by mpiexec, `make shm` by disttrain's own launcher, without MPI.
+"""
 
 import io
 import os
@@ -12,8 +15,8 @@ from tests.conftest import STDERR
 
 @pytest.fixture(scope="session")
 def comm():
-    """Return this rank's communicator, over MPI, whatever the number of ranks."""
-    return dt_comm.init("mpi")
+    """Return this rank's communicator, over the transport of its launcher; over MPI also when it is alone."""
+    return dt_comm.init("shm" if env.transport() == "shm" else "mpi")
 
 
 @pytest.hookimpl(tryfirst=True)

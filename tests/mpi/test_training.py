@@ -1,4 +1,4 @@
-"""Training over MPI, on as many ranks as the launcher has started, beside one worker inside the same process.
+"""Training among processes, on as many ranks as the launcher has started, beside one worker inside the same process.
 
 Every rank does the same, gathers what came out, and only then asserts.
 """

@@ -1,0 +1,175 @@
+"""The job of `disttrain bench allreduce`: every rank sums arrays over the ranks in several ways, which take turns.
+
+Each rank fills its array before each call, as training does. A call takes as long as on the slowest rank; given is the
+median. `algbw` is bytes over time, `busbw` that times 2 (p-1)/p, which is comparable over numbers of ranks p. Source of
+columns and formulas: NVIDIA, nccl-tests, doc/PERFORMANCE.md.
+
+The ceiling is a copy of as many bytes, by all ranks at once: a rank that sums its part of p arrays of n bytes in place
+reads p (n/p) bytes and writes as many, and a copy does the same.
+"""
+
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import disttrain as dt
+from benchmarks import machine
+from disttrain.comm import ring
+
+Array = np.ndarray[Any, Any]
+Method = tuple[Array, Callable[[Array], Any]]  # an array to fill, and what sums it over the ranks
+
+CEILING = "memory copy"
+OURS = "disttrain"
+_ROUND_S = 0.1  # of each method and size, in each round
+_MOST_CALLS = 200  # in a round
+_HEADINGS = ("method", "size", "count", "type", "redop", "time", "algbw", "busbw", "#wrong", "ratio")
+_UNITS = ("", "(B)", "(elements)", "", "", "(us)", "(GB/s)", "(GB/s)", "", "")
+
+
+def measure(comm: dt.comm.Communicator, sizes: Sequence[int], rounds: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return a row for each size and method, and what cannot be measured here. All ranks call this.
+
+    Args:
+        comm: over MPI.
+        sizes: bytes of an array.
+        rounds: of turns; at least 1.
+    """
+    methods, gaps = _methods(comm, max(sizes) // 4)
+    rows = []
+    for size in sizes:
+        count = size // 4
+        calls = {name: _calls(comm, array[:count], call) for name, (array, call) in methods.items()}
+        wrong = {name: _wrong(comm, array[:count], call) for name, (array, call) in methods.items() if name != CEILING}
+        times: dict[str, list[float]] = {name: [] for name in methods}
+        for _ in range(rounds):
+            for name, (array, call) in methods.items():
+                times[name] += _times(comm, array[:count], call, calls[name])
+        medians = {name: statistics.median(taken) for name, taken in times.items()}
+        for name, time_s in medians.items():
+            bandwidth = size / time_s / 1e9
+            rows.append(
+                {
+                    "method": name,
+                    "size": size,
+                    "count": count,
+                    "type": "float",
+                    "redop": "sum",
+                    "time_us": time_s * 1e6,
+                    "algbw": bandwidth,
+                    "busbw": bandwidth * 2 * (comm.world_size - 1) / comm.world_size,
+                    "wrong": wrong.get(name),
+                    "ratio": medians[name] / medians[OURS],
+                    "calls": len(times[name]),
+                }
+            )
+    return rows, gaps
+
+
+def in_words(rows: Sequence[dict[str, Any]], gaps: Sequence[str], world_size: int) -> str:
+    """Return the rows as a table in the columns of nccl-tests, with the method before and the ratio after them."""
+    lines = [_HEADINGS, _UNITS]
+    for row in rows:
+        figures = (f"{row['time_us']:.2f}", f"{row['algbw']:.2f}", f"{row['busbw']:.2f}")
+        wrong = "N/A" if row["wrong"] is None else str(row["wrong"])
+        texts = (row["method"], str(row["size"]), str(row["count"]), row["type"], row["redop"])
+        lines.append((*texts, *figures, wrong, f"{row['ratio']:.2f}"))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
+    table = [
+        "  ".join(
+            text.ljust(width) if column == 0 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    head = [f"# all-reduce, {world_size} ranks on one node, in place; ratio: time over that of {OURS}"]
+    return "\n".join([*head, *(f"# {line}" for line in table[:2]), *(f"  {line}" for line in table[2:]), *gaps])
+
+
+def _methods(comm: dt.comm.Communicator, count: int) -> tuple[dict[str, Method], list[str]]:
+    from mpi4py import MPI
+
+    window, own, other = comm.allocate(count), np.zeros(count, np.float32), np.zeros(count, np.float32)
+
+    def by_messages(array: Array) -> None:
+        comm._run(ring.all_reduce(array, np.add, comm._channel()), "all_reduce", array)
+
+    methods: dict[str, Method] = {
+        OURS: (window, comm.all_reduce),
+        "disttrain, any array": (own, comm.all_reduce),
+        "ring over MPI": (own, by_messages),
+        "MPI_Allreduce": (own, lambda array: MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, array)),
+    }
+    gaps = []
+    if importlib.util.find_spec("torch"):
+        methods["torch gloo"] = _gloo(comm, own)
+    else:
+        gaps.append("gap: torch gloo: torch is not installed")
+    methods[CEILING] = (own, lambda array: np.copyto(other[: array.size], array))
+    return methods, gaps
+
+
+def _gloo(comm: dt.comm.Communicator, own: Array) -> Method:
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    folder = comm.broadcast_json(tempfile.mkdtemp() if comm.rank == 0 else None)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/gloo", rank=comm.rank, world_size=comm.world_size
+    )
+    return own, lambda array: distributed.all_reduce(torch.from_numpy(array))
+
+
+def _calls(comm: dt.comm.Communicator, array: Array, call: Callable[[Array], Any]) -> int:
+    """Return how many calls make up a round, the same on all ranks."""
+    once = min(_times(comm, array, call, 3))
+    return max(1, min(_MOST_CALLS, int(_ROUND_S / once)))
+
+
+def _times(comm: dt.comm.Communicator, array: Array, call: Callable[[Array], Any], calls: int) -> list[float]:
+    """Return the seconds of each of `calls` calls, each on the slowest rank."""
+    times = np.empty(calls)
+    for number in range(calls):
+        array.fill(comm.rank)
+        comm.barrier()
+        begin = time.perf_counter()
+        call(array)
+        times[number] = time.perf_counter() - begin
+    return [float(each) for each in comm.all_reduce(times, "max")]
+
+
+def _wrong(comm: dt.comm.Communicator, array: Array, call: Callable[[Array], Any]) -> int:
+    """Return how many elements of a sum are wrong, on all ranks together."""
+    index = np.arange(array.size) % 97
+    array[:] = index + comm.rank
+    call(array)
+    total = comm.world_size * index + comm.world_size * (comm.world_size - 1) // 2
+    return int(comm.all_reduce(np.array(np.count_nonzero(array != total))))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure the sizes in bytes that `arguments` list, after the rounds and a file for JSON, which may be empty."""
+    rounds, file, *sizes = arguments
+    comm = dt.init("mpi")
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[comm.local_rank % len(os.sched_getaffinity(0))]})
+    rows, gaps = measure(comm, [int(size) for size in sizes], int(rounds))
+    if comm.rank == 0:
+        sys.stdout.write(in_words(rows, gaps, comm.world_size) + "\n")
+        if file:
+            about = {"machine": machine.describe(), "ranks": comm.world_size, "rows": rows, "gaps": gaps}
+            Path(file).write_text(json.dumps(about, indent=2) + "\n")
+    comm.barrier()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,230 @@
+"""The ranks of one node: windows of memory that all of them see, and sums that are formed in place there."""
+
+import ctypes
+import itertools
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from mmap import mmap
+from typing import Any, Literal
+
+import numpy as np
+
+from disttrain import progress
+from disttrain.backend import Array
+from disttrain.comm.arrays import aligned_zeros
+from disttrain.comm.pending import HostArray
+from disttrain.comm.segments import Exchange, SegmentsError, share
+from disttrain.comm.waiting import Patience, left_alone
+from disttrain.errors import CommError
+from disttrain.kernels import all_reduce
+from disttrain.observe import log
+
+_OPS = ("sum", "max", "min")
+# First those that the kernel computes; of the others it compares what the ranks announce.
+_DTYPES = tuple(np.dtype(char) for char in "fdebBhHiIlLqQ?FD")
+_KINDS = {op: {dtype: 3 * d + o for d, dtype in enumerate(_DTYPES)} for o, op in enumerate(_OPS)}
+_OTHER = 63  # any other dtype
+_pointer_to = (ctypes.c_char * 0).from_buffer
+
+# After so long a rank that waits looks after signals, and messages of its own that others may wait for.
+_TURN_NS = 1_000_000
+# Looks before the core is offered to others: about 50 us, where each rank has a core to wait on.
+_SPINS, _SPINS_ON_SHARED_CORES = 2000, 50
+
+
+def join(rank: int, exchange: Exchange, serve: Callable[[int], bool]) -> "Node | None":
+    """Return the node that `rank` shares with all that call this; None on all where memory cannot be shared.
+
+    Args:
+        rank: among those of the node.
+        exchange: returns the JSON values that all ranks of the node have passed to it, in the order of their ranks.
+        serve: called now and then while this rank waits, with the rank that it waits for; moves messages on, and
+            returns whether that rank has ended.
+    """
+    slots_bytes = all_reduce.slots_bytes()
+    facts = exchange([slots_bytes, sorted(os.sched_getaffinity(0))])
+    if slots_bytes is None or any(size != slots_bytes for size, _ in facts):
+        return None  # the kernels have said so
+    try:
+        slots = share(slots_bytes, exchange)
+    except SegmentsError as error:
+        if rank == 0:
+            log.warning("ranks communicate by messages, slower than in shared memory: %s", error)
+        return None
+    cores = set[int]().union(*(cores for _, cores in facts))
+    return Node(rank, slots, len(cores) < len(slots), exchange, serve)
+
+
+class Node:
+    """The ranks of a node, as one of them sees them; made by `join`.
+
+    Args:
+        rank: among those of the node.
+        slots: memory of each rank, in which it announces its arrays.
+        is_crowded: whether there are more ranks than cores.
+        exchange: as of `join`.
+        serve: as of `join`.
+    """
+
+    def __init__(
+        self, rank: int, slots: list[mmap], is_crowded: bool, exchange: Exchange, serve: Callable[[int], bool]
+    ) -> None:
+        self.serve = serve
+        self.rank = rank
+        self._slots = slots
+        self._exchange = exchange
+        self._windows: list[list[mmap] | None] = []
+        self._dropped: set[int] = set()  # windows whose array this rank has no more
+        self._has_warned = False
+        self._start, self._continue = all_reduce.functions()
+        self.ranks = all_reduce.Ranks(
+            rank=rank,
+            size=len(slots),
+            spins=_SPINS_ON_SHARED_CORES if is_crowded else _SPINS,
+            slots=_numbers(map(_address, slots)),
+            arrays=_numbers([0] * len(slots)),
+        )
+        self._prepare()
+
+    def allocate(self, size: int, dtype: np.dtype[Any]) -> HostArray:
+        """Return zeros that lie in a window, shape ``(size,)``; every rank calls this.
+
+        Raises:
+            CommError: ranks ask for different sizes.
+        """
+        nbytes = size * dtype.itemsize
+        asked = self._exchange([nbytes, sorted(self._dropped)])
+        for rank, (other, _) in enumerate(asked):
+            if other != asked[0][0]:
+                raise CommError(
+                    f"ranks allocate different sizes: rank 0 {asked[0][0]} bytes, rank {rank} {other}; "
+                    "every rank must allocate the same arrays in the same order"
+                )
+        # Only now: a rank that has dropped its array cannot know how long others still use theirs.
+        for window in set[int].intersection(*(set(dropped) for _, dropped in asked)):
+            self._put(window, None)
+            self._dropped.discard(window)
+        if not nbytes:
+            return aligned_zeros(size, dtype)
+        try:
+            segments = share(nbytes, self._exchange)
+        except SegmentsError as error:
+            if self.rank == 0 and not self._has_warned:
+                log.warning("sums over ranks are formed by messages, slower than in shared memory: %s", error)
+            self._has_warned = True
+            return aligned_zeros(size, dtype)
+        window = self._windows.index(None) if None in self._windows else len(self._windows)
+        self._put(window, segments)
+        array: HostArray = np.frombuffer(segments[self.rank], dtype, size)
+        weakref.finalize(array, self._dropped.add, window).atexit = False
+        return array
+
+    def all_reduce(self, flat: HostArray, op: str) -> "Share":
+        """Start to combine `flat`, shape ``(n,)``, contiguous, over the ranks."""
+        kind = _KINDS[op].get(flat.dtype, _OTHER)
+        self._collective.limit_ns = 0
+        status = self._start(self._address, flat.ctypes.data, flat.size << 6 | kind)
+        return self._share(status)
+
+    def all_reduce_at_once(self, array: Array, op: str) -> "Literal[True] | Share | None":
+        """Combine `array` over the ranks if they are there, or soon come: True when that is done, by one call.
+
+        Returns:
+            None, with nothing started, where the array must be prepared first; else, if not True, what is left.
+        """
+        try:
+            kind = _KINDS[op][array.dtype]
+            # one look at all that matters: in host memory, contiguous, and writable
+            data = _pointer_to(array)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+        status = self._start(self._address, data, array.size << 6 | kind)
+        return True if status == all_reduce.DONE else self._share(status)
+
+    def _share(self, status: int) -> "Share":
+        """Return what is left of the collective that was started last."""
+        share = Share(self, self._collective, status, self._continue)
+        self._prepare()
+        return share
+
+    def _prepare(self) -> None:
+        """Make what the next collective that is not done at once is kept in."""
+        self._collective = all_reduce.Collective(ranks=ctypes.pointer(self.ranks), limit_ns=_TURN_NS)
+        self._address = ctypes.addressof(self._collective)
+
+    def _put(self, window: int, segments: list[mmap] | None) -> None:
+        """Make `segments` a window, or give it up: None."""
+        self._windows[window : window + 1] = [segments]
+        nothing = [0] * len(self._slots)
+        addresses = [[_address(each) for each in held] if held else nothing for held in self._windows]
+        self.ranks.segments = _numbers(itertools.chain.from_iterable(addresses))
+        self.ranks.lengths = _numbers(len(held[0]) if held else 0 for held in self._windows)
+        self.ranks.windows = len(self._windows)
+
+
+class Share:
+    """A rank's share in an all-reduce under way: a `Request`, done when this rank has nothing left to do in it.
+
+    Attributes:
+        is_elsewhere: once done, whether the arrays are as they were: some are of another dtype, or in no window.
+    """
+
+    def __init__(self, node: Node, collective: all_reduce.Collective, status: int, go_on: Any) -> None:
+        self.is_elsewhere = False
+        self._node = node
+        self._collective = collective
+        self._address = ctypes.addressof(collective)
+        self._status = status
+        self._continue = go_on
+
+    def test(self) -> bool:
+        """Return whether it is done, after moving it on as far as goes without waiting."""
+        return self._go_on(0)
+
+    def wait(self) -> None:
+        """Block until it is done."""
+        patience: Patience | None = None
+        while not self._go_on(_TURN_NS):
+            rank, now_s = self._collective.ready, time.monotonic()
+            if patience is None or patience.peer != rank:
+                progress.waits_for(rank)
+                patience = Patience(self._node.rank, rank, now_s)
+            patience.check(now_s)
+            # The second look: that rank may have done its part just before it ended.
+            if self._node.serve(rank) and not self._go_on(0):
+                raise left_alone(self._node.rank, rank)
+
+    def _go_on(self, limit_ns: int) -> bool:
+        if self._status == all_reduce.WAITS:
+            self._status = self._continue(self._address, limit_ns)
+        if self._status == all_reduce.DIFFERS:
+            raise self._difference()
+        self.is_elsewhere = self._status == all_reduce.ELSEWHERE
+        return self._status != all_reduce.WAITS
+
+    def _difference(self) -> CommError:
+        ranks = range(self._collective.ranks.contents.size)
+        announced = [all_reduce.announced(self._collective, rank) for rank in ranks]
+        other = next(rank for rank in ranks if announced[rank] != announced[0])
+        return CommError(
+            f"an all_reduce differs between ranks: rank 0 has {_words(*announced[0])}, rank {other} "
+            f"{_words(*announced[other])}; all ranks must pass arrays of the same shape and dtype in the same order"
+        )
+
+
+def _words(count: int, kind: int) -> str:
+    number, op = divmod(kind, len(_OPS))
+    dtype = str(_DTYPES[number]) if number < len(_DTYPES) else "elements of another dtype"
+    return f"{_OPS[op]!r} of {count} {dtype}"
+
+
+def _numbers(values: Iterable[int]) -> Any:
+    """Return numbers as a pointer that keeps them."""
+    numbers = list(values)
+    return ctypes.cast((ctypes.c_int64 * len(numbers))(*numbers), ctypes.POINTER(ctypes.c_int64))
+
+
+def _address(memory: mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
