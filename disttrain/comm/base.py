@@ -120,18 +120,7 @@ class Communicator(ABC):
             array: any shape; the sum is formed in its dtype.
             op: ``"sum"``, ``"max"`` or ``"min"``.
         """
-        begun: Share | None = None
-        if self._node is not None and not self._under_way:
-            made = self._node.all_reduce_at_once(array, op)
-            if isinstance(made, bool):
-                self._sequence += 1  # its messages, had it needed any, would have had this tag
-                return array
-            begun = made
-        if begun is None:
-            check_writable(array)
-            combination(op, array)  # refuses what it does not know
-        self._start(self._all_reduce(array, op, self._channel(), begun), "all_reduce", array).wait()
-        return array
+        return self._all_reduced(array, op, "all_reduce")
 
     def start_all_reduce(self, array: Array, op: str = "sum") -> Pending:
         """Start to replace `array` by the sum over all ranks; leave it alone until that is done.
@@ -184,7 +173,7 @@ class Communicator(ABC):
     def barrier(self) -> None:
         """Block until every rank has called this."""
         if self._node is not None:
-            self.all_reduce(_NOTHING)
+            self._all_reduced(_NOTHING, "sum", "barrier")
         else:
             self._run(tree.barrier(self._channel()), "barrier", _NOTHING)
 
@@ -204,6 +193,21 @@ class Communicator(ABC):
         size = self.broadcast(np.array(data.size), root)
         flat = data.copy() if self.rank == root else np.empty(int(size), np.uint8)
         return json.loads(self.broadcast(flat, root).tobytes())
+
+    def _all_reduced(self, array: Array, op: str, what: str) -> Array:
+        """Combine `array` over the ranks; `what` it is for, in the record of who waits for what."""
+        begun: Share | None = None
+        if self._node is not None and not self._under_way:
+            made = self._node.all_reduce_at_once(array, op)
+            if isinstance(made, bool):
+                self._sequence += 1  # its messages, had it needed any, would have had this tag
+                return array
+            begun = made
+        if begun is None:
+            check_writable(array)
+            combination(op, array)  # refuses what it does not know
+        self._start(self._all_reduce(array, op, self._channel(), begun), what, array).wait()
+        return array
 
     def _all_reduce(self, array: Array, op: str, channel: Channel, share: Share | None = None) -> Steps:
         """Combine `array` in the node's memory, else by messages; `share`: where that has begun."""

@@ -135,5 +135,5 @@ def test_a_rank_that_has_waited_long_says_for_whom_and_where():
     done = ranks(2, code)
     assert done.returncode == 0
     first, *_ = done.stderr.splitlines()
-    assert re.match(r"rank 0 has waited \d s for rank 1 in barrier \d+ \(uint8, 0 bytes\), ", first)
+    assert re.match(r"rank 0 has waited \d s for rank 1 in barrier \d+ \(float32, 0 bytes\), ", first)
     assert "called at <string>:4; that rank is busy, stopped, or makes another call" in first
