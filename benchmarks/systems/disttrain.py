@@ -59,15 +59,9 @@ def agreed(number: int) -> int:
 
 
 def build(workload: Workload, variant: str) -> Built:
-    """Return the compiled model."""
-    model = dt.Sequential(_layers(workload.parts))
-    loss = dt.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=_optimizer(workload.optimizer), loss=loss, metrics=["accuracy"])
+    """Return what the compiled model computes."""
+    model = compiled(workload)
     x, y = workload.batch()
-    with dt.no_grad():
-        model(x[:0], training=False)  # creates the weights
-    for weight, array in zip(model.trainable_weights, _arrays(workload.parts, workload.weights()), strict=True):
-        weight.data[...] = array.reshape(weight.shape)  # attention has its heads on an axis of their own
     size = len(x)
     epochs = itertools.count()  # so that each has an order of its own
 
@@ -81,6 +75,19 @@ def build(workload: Workload, variant: str) -> Built:
         predict=lambda x: model.predict(x, batch_size=size),
         epoch=epoch,
     )
+
+
+def compiled(workload: Workload) -> dt.Model:
+    """Return the model with the workload's weights."""
+    model = dt.Sequential(_layers(workload.parts))
+    loss = dt.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=_optimizer(workload.optimizer), loss=loss, metrics=["accuracy"])
+    x, _ = workload.batch()
+    with dt.no_grad():
+        model(x[:0], training=False)  # creates the weights
+    for weight, array in zip(model.trainable_weights, _arrays(workload.parts, workload.weights()), strict=True):
+        weight.data[...] = array.reshape(weight.shape)  # attention has its heads on an axis of their own
+    return model
 
 
 def product(a: Array, b: Array) -> Array:

@@ -181,3 +181,12 @@ def test_rows_count_one_operation_an_element_unless_the_op_knows_better():
     assert flops["expensive"] == 606
     assert flops["multiply"] == 6
     assert flops["reshape"] == 0
+
+
+def test_the_calls_of_a_plan_can_be_timed():
+    plan = planned(step_of(lambda t: ops.exp(t).reshape(6) * 2), [np.ones((2, 3))])
+    plan.run([np.zeros((2, 3))])
+    times = plan.times_s(3)
+    assert len(times) == len(list(plan.rows()))
+    assert all(0 <= seconds < 1 for seconds in times)
+    assert next(s for s, row in zip(times, plan.rows(), strict=True) if row.name == "exp") > 0
