@@ -61,7 +61,7 @@ def show_products() -> None:
         launch = matmul(a, b)
         if launch is None:
             sys.exit("there are no kernels here")
-        calls = [launch.run, partial(np.matmul, a, b, np.empty((m, n), np.float32))]
+        calls: list[Callable[[], Any]] = [launch.run, partial(np.matmul, a, b, np.empty((m, n), np.float32))]
         rates = [2e-9 * m * n * k / seconds for seconds in _in_turns(calls, max(20, int(2e9 / (m * n * k))))]
         print(f"  {m} x {n} x {k} {way}: {rates[0]:.0f}, {rates[1]:.0f}")
 
