@@ -53,7 +53,7 @@ cupy: env  ## ops on CuPy's arrays, on the emulated device that EMUGPU, a folder
 	@test -n "$(EMUGPU)" || { echo "say where the emulator is: make cupy EMUGPU=folder" >&2; exit 2; }
 	test -d $(CUPY_VENV) || $(PYTHON) -m venv $(CUPY_VENV)
 	$(CUPY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable . pytest pytest-timeout
-	EMUGPU_PYTHON=$(CUPY_VENV)/bin/python EMUGPU_PREFIX=$(CURDIR)/$(CUPY_VENV)/emugpu $(EMUGPU)/setup
+	EMUGPU_PYTHON=$(CURDIR)/$(CUPY_VENV)/bin/python EMUGPU_PREFIX=$(CURDIR)/$(CUPY_VENV)/emugpu $(EMUGPU)/setup
 	EMUGPU_PREFIX=$(CURDIR)/$(CUPY_VENV)/emugpu $(EMUGPU)/run $(CUPY_VENV)/bin/python -m pytest tests/autodiff/test_cupy.py
 
 # One by one: a peer that does not install on this Python or machine is a gap in the table, and stops no other.
