@@ -11,6 +11,7 @@ import os
 import platform
 import stat
 import sys
+from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -174,7 +175,7 @@ class _Ring:
         return count
 
 
-class _Message:
+class _Message(ABC):
     """A message under way between this rank and another one."""
 
     def __init__(self, comm: ShmCommunicator, peer: int) -> None:
@@ -204,9 +205,9 @@ class _Message:
         while not self.test():
             wait_until(lambda: self._comm.move() or self.test())  # what has moved is worth looking out for the next
 
+    @abstractmethod
     def is_through(self) -> bool:
         """Return whether the message has gone through, as far as is known."""
-        raise NotImplementedError
 
 
 class _Sent(_Message):
