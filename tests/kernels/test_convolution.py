@@ -7,10 +7,10 @@ import pytest
 
 from disttrain import ops
 from disttrain.kernels import convolution
+from tests.kernels.convolving import UNIT, arguments, numbers
 from tests.kernels.shapes import CONVOLUTIONS, NONE, ONE
 
 EVERY_SHAPE = pytest.mark.parametrize("shape", CONVOLUTIONS, ids=str)
-UNIT = 2.0**-24  # of rounding to float32
 
 
 @pytest.fixture(autouse=True)
@@ -21,24 +21,6 @@ def _direct(monkeypatch):
 
 class Subclass(np.ndarray):
     """What else it computes is its own affair."""
-
-
-def numbers(*shape):
-    return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
-
-
-def arguments(shape):
-    """Return x, kernel and cotangent, and for each op its name, arguments, attributes and terms of a sum."""
-    window = {"strides": shape.strides, "padding": shape.padding}
-    x = numbers(shape.images, *shape.size, shape.channels)
-    kernel = numbers(*shape.window, shape.channels, shape.filters)
-    g = numbers(shape.images, *shape.out, shape.filters)
-    area = shape.window[0] * shape.window[1]
-    return [
-        ("conv2d", (x, kernel), window, area * shape.channels),
-        ("conv2d_input", (g, kernel), {"size": shape.size, **window}, area * shape.filters),
-        ("conv2d_kernel", (x, g), {"size": shape.window, **window}, shape.images * shape.out[0] * shape.out[1]),
-    ]
 
 
 @EVERY_SHAPE
@@ -52,38 +34,6 @@ def test_is_the_definition_in_float64_but_for_rounding(shape, instruction_set, g
         # Higham, "Accuracy and stability of numerical algorithms", (3.5): a sum of n products in any order
         gamma = (terms + 1) * UNIT / (1 - (terms + 1) * UNIT)
         assert (np.abs(got - exact) <= gamma * sizes).all(), name
-
-
-@EVERY_SHAPE
-def test_the_bits_do_not_depend_on_alignment_or_on_the_call_before(shape, instruction_set, guarded):
-    for name, arrays, attributes, _ in arguments(shape):
-        compute = getattr(convolution, name)
-        first = compute(*arrays, **attributes).run()
-        for shift in (0, 4, 36):
-            again = compute(*[guarded.copy(a, shift) for a in arrays], **attributes).run()
-            assert again.tobytes() == first.tobytes(), name
-
-
-@EVERY_SHAPE
-def test_an_image_has_the_same_bits_in_any_batch(shape, instruction_set):
-    for name, arrays, attributes, _ in arguments(shape)[:2]:
-        compute = getattr(convolution, name)
-        whole = compute(*arrays, **attributes).run()
-        for n in {0, shape.images // 2, shape.images - 1} if shape.images else ():
-            alone = compute(arrays[0][n : n + 1], arrays[1], **attributes).run()
-            assert alone.tobytes() == whole[n : n + 1].tobytes(), name
-
-
-@EVERY_SHAPE
-def test_bias_and_relu_are_what_they_are_afterwards(shape, instruction_set, guarded):
-    _, (x, kernel), window, _ = arguments(shape)[0]
-    bias = numbers(shape.filters)
-    plain = convolution.conv2d(x, kernel, **window).run()
-    given = [guarded.copy(a) for a in (x, kernel, bias)]
-    np.testing.assert_array_equal(convolution.conv2d(*given, **window).run(), plain + bias)
-    for added in (given[2], None):
-        got = convolution.conv2d(*given[:2], added, activation="relu", **window).run()
-        np.testing.assert_array_equal(got, np.maximum(plain if added is None else plain + bias, 0))
 
 
 @pytest.mark.parametrize("padding", [NONE, ONE], ids=["none", "one"])

@@ -5,8 +5,8 @@ import pytest
 
 from disttrain import ops
 from disttrain.kernels import convolution
+from tests.kernels.convolving import UNIT, arguments, numbers
 from tests.kernels.shapes import NONE, ODD, ONE, WINOGRAD, Shape
-from tests.kernels.test_convolution import UNIT, arguments, numbers
 
 EVERY_SHAPE = pytest.mark.parametrize("shape", WINOGRAD, ids=str)
 
@@ -93,38 +93,6 @@ def test_errors_are_about_those_of_direct_sums(channels, instruction_set, monkey
             monkeypatch.setattr(convolution, "winograd_pays", pays)
             errors.append(np.sqrt(np.mean((getattr(convolution, name)(*arrays, **attributes).run() - exact) ** 2)))
         assert errors[0] <= 2 * errors[1], name
-
-
-@EVERY_SHAPE
-def test_the_bits_do_not_depend_on_alignment_or_on_the_call_before(shape, instruction_set, guarded):
-    for name, arrays, attributes, _ in arguments(shape):
-        compute = getattr(convolution, name)
-        first = compute(*arrays, **attributes).run()
-        for shift in (0, 4, 36):
-            again = compute(*[guarded.copy(a, shift) for a in arrays], **attributes).run()
-            assert again.tobytes() == first.tobytes(), name
-
-
-@EVERY_SHAPE
-def test_an_image_has_the_same_bits_in_any_batch(shape, instruction_set):
-    for name, arrays, attributes, _ in arguments(shape)[:2]:
-        compute = getattr(convolution, name)
-        whole = compute(*arrays, **attributes).run()
-        for n in {0, shape.images // 2, shape.images - 1} if shape.images else ():
-            alone = compute(arrays[0][n : n + 1], arrays[1], **attributes).run()
-            assert alone.tobytes() == whole[n : n + 1].tobytes(), name
-
-
-@EVERY_SHAPE
-def test_bias_and_relu_are_what_they_are_afterwards(shape, instruction_set, guarded):
-    _, (x, kernel), window, _ = arguments(shape)[0]
-    bias = numbers(shape.filters)
-    plain = convolution.conv2d(x, kernel, **window).run()
-    given = [guarded.copy(a) for a in (x, kernel, bias)]
-    np.testing.assert_array_equal(convolution.conv2d(*given, **window).run(), plain + bias)
-    for added in (given[2], None):
-        got = convolution.conv2d(*given[:2], added, activation="relu", **window).run()
-        np.testing.assert_array_equal(got, np.maximum(plain if added is None else plain + bias, 0))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
