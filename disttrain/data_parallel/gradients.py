@@ -1,45 +1,27 @@
-"""Where autodiff and communication meet: gradients summed over ranks while backward still runs.
+"""Gradients summed over the ranks while backward still runs.
 
-Parameters live in one flat buffer per dtype, and so do their gradients, in memory of the communicator that sums them.
-A Bucket is a slice of the gradients. When the last of them is final its all-reduce starts, in bucket order on every
-rank, and goes on while backward does.
+They lie in flat buffers, as the parameters do, in memory of the communicator that sums them. A Bucket is a slice of
+them. When the last of them is final its all-reduce starts, in bucket order on every rank, and goes on while backward
+does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from disttrain import progress
-from disttrain.autodiff import Tensor, op
+from disttrain.autodiff import Tensor
 from disttrain.autodiff.backward import leaves
 from disttrain.autodiff.op import tracing
 from disttrain.backend import Array, get_array_module
 from disttrain.comm import Communicator
-from disttrain.comm.arrays import ALIGNMENT, aligned_zeros
 from disttrain.comm.base import Pending
+from disttrain.data_parallel.flat import FlatBuffer
 from disttrain.observe import log
 from disttrain.progress import Phase
 
 BUCKET_BYTES = 1 << 22
-
-
-@dataclass(kw_only=True)
-class FlatBuffer:
-    """All parameters of one dtype end to end; each begins at a multiple of 64 bytes.
-
-    Attributes:
-        data: shape ``(n,)``; the parameters' arrays are views of it, and what lies between them is 0.
-        places: for each parameter, in order, where it lies.
-    """
-
-    data: Array
-    places: list[tuple[Tensor, slice]]
-
-    def split(self, flat: Array) -> dict[str, Array]:
-        """Return views of `flat`, an array laid out as this buffer, by the names of the parameters."""
-        return {p.name: flat[place].reshape(p.shape) for p, place in self.places}
 
 
 @dataclass(kw_only=True)
@@ -57,28 +39,6 @@ class Bucket:
     parameters: list[Tensor]
     waiting: set[Tensor] = field(default_factory=set)
     pending: Pending | None = None
-
-
-def flatten(parameters: Sequence[Tensor]) -> list[FlatBuffer]:
-    """Move `parameters` into flat buffers, one per dtype; their arrays become views, their values stay."""
-    buffers = []
-    for dtype in sorted({str(p.dtype) for p in parameters}):
-        chosen = [p for p in parameters if str(p.dtype) == dtype]
-        xp = get_array_module(chosen[0].data)
-        step = ALIGNMENT // chosen[0].data.itemsize
-        places, end = [], 0
-        for parameter in chosen:
-            places.append((parameter, slice(end, end + parameter.size)))
-            end += -(-parameter.size // step) * step
-        # device memory is aligned further than to a cache line
-        data = aligned_zeros(end, xp.dtype(dtype)) if xp is np else xp.zeros(end, dtype)
-        buffer = FlatBuffer(data=data, places=places)
-        for parameter, place in places:
-            view = buffer.data[place].reshape(parameter.shape)
-            view[...] = parameter.data
-            parameter.data = view
-        buffers.append(buffer)
-    return buffers
 
 
 class GradientSum:
@@ -171,34 +131,6 @@ class GradientSum:
             assert bucket.pending is not None
             if not bucket.pending.advance():
                 return
-
-
-def total_over(comm: Communicator) -> Callable[[Any], Any]:
-    """Return the function that sums an array or Tensor over all ranks of `comm`, differentiably."""
-    return lambda x: _all_reduce(x, comm=comm)
-
-
-@op
-def _all_reduce(x: Array, *, comm: Communicator) -> Array:
-    return comm.all_reduce(get_array_module(x).array(x))
-
-
-@_all_reduce.into
-def _(x: Array, out: Array, *, comm: Communicator) -> None:
-    out[...] = x
-    comm.all_reduce(out)
-
-
-@_all_reduce.vjp
-def _(g: Array, _y: Array, _x: Array, *, comm: Communicator) -> tuple[Array, ...]:
-    # every rank's loss depends on the sum, and what is differentiated is the sum of all ranks' losses
-    return (_all_reduce(g, comm=comm),)
-
-
-def broadcast_weights(comm: Communicator, weights: Sequence[Tensor]) -> None:
-    """Give every rank the values that rank 0 has."""
-    for weight in weights:
-        comm.broadcast(weight.data)
 
 
 def _buckets(buffer: FlatBuffer, flat: Array, bucket_bytes: int) -> list[Bucket]:

@@ -1,0 +1,7 @@
+"""Where autodiff and communication meet: flat buffers, and gradients summed over ranks while backward still runs."""
+
+from disttrain.data_parallel.flat import FlatBuffer, flatten
+from disttrain.data_parallel.gradients import Bucket, GradientSum
+from disttrain.data_parallel.sums import broadcast_weights, total_over
+
+__all__ = ["Bucket", "FlatBuffer", "GradientSum", "broadcast_weights", "flatten", "total_over"]
