@@ -1,6 +1,8 @@
 """The rank's place in the job: the only reader of environment variables of launchers and schedulers."""
 
+import functools
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ DATA_DIR = "DISTTRAIN_DATA"
 KERNELS = "DISTTRAIN_KERNELS"
 THREADS = "DISTTRAIN_THREADS"
 MATMUL_PRECISION = "DISTTRAIN_MATMUL_PRECISION"
+HOST = "DISTTRAIN_HOST"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,14 @@ def transport(environ: Mapping[str, str] = os.environ) -> str:
     return environ.get(TRANSPORT) or by_launcher
 
 
+def host(environ: Mapping[str, str] = os.environ) -> str:
+    """Return what tells this host from others: ``DISTTRAIN_HOST``, else its start and its name.
+
+    Containers on one machine are hosts of their own where they have names of their own.
+    """
+    return environ.get(HOST) or f"{_boot_id()} {platform.node()}"
+
+
 def job_dir(environ: Mapping[str, str] = os.environ) -> Path | None:
     """Return the job's private folder, which `disttrain run` has made; None where something else started this."""
     return Path(environ[JOB_DIR]) if environ.get(JOB_DIR) else None
@@ -148,6 +159,15 @@ def matmul_precision(environ: Mapping[str, str] = os.environ) -> str:
 def has_blas_threads(environ: Mapping[str, str] = os.environ) -> bool:
     """Return whether the environment says how many threads BLAS is to use."""
     return any(environ.get(name) for name in BLAS_THREADS)
+
+
+@functools.cache
+def _boot_id() -> str:
+    """Return what the kernel has called this start of the machine; empty where it says nothing."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _number(text: str | None, default: int) -> int:

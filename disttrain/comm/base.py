@@ -5,6 +5,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -12,17 +13,20 @@ import numpy as np
 
 from disttrain import progress
 from disttrain.backend import Array, get_array_module
-from disttrain.comm import ring, tree
+from disttrain.comm import node, ring, tree
 from disttrain.comm.arrays import aligned_zeros, check_writable, combination, contiguous, copy_back
 from disttrain.comm.node import Node, Share
 from disttrain.comm.pending import Channel, HostArray, Pending, Request, Steps
 from disttrain.comm.scratch import Scratch
+from disttrain.comm.segments import Exchange
 from disttrain.errors import CommError, ConfigError, ShapeError
 
 __all__ = ["Communicator", "Pending", "Request"]
 
 # Every MPI has tags up to 32767: the lower half is the user's, the upper one that of collectives.
 USER_TAGS = 16384
+_TAGS = USER_TAGS - 1
+_NODE_TAG = 2 * USER_TAGS - 1  # of what the ranks of a node tell each other, however often those of others do
 _NOTHING = np.empty(0, np.float32)
 
 
@@ -54,6 +58,7 @@ class Communicator(ABC):
         self._under_way: deque[Pending] = deque()
         self._scratch = Scratch()
         self._node: Node | None = None
+        self._nodes = [[each] for each in range(world_size)]  # the ranks of each: they share memory
 
     @abstractmethod
     def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
@@ -66,6 +71,26 @@ class Communicator(ABC):
     @abstractmethod
     def abort(self, exit_code: int) -> NoReturn:
         """End all ranks at once."""
+
+    def join_node(self, host: str) -> None:
+        """Share memory with the other ranks of this host; every rank calls this, once.
+
+        Args:
+            host: tells the host of this rank from those of others.
+        """
+        if self.world_size == 1:
+            return
+        hosts = self.all_gather_json(host)
+        members = [rank for rank, other in enumerate(hosts) if other == host]
+        self.local_rank = members.index(self.rank)
+        if len(members) > 1:
+            self._node = node.join(members, self.rank, self._exchange_among(members), self._serve)
+        shared = self.all_gather_json(members if self._node else [self.rank])
+        self._nodes = [ranks for rank, ranks in enumerate(shared) if ranks[0] == rank]
+
+    def _serve(self, rank: int) -> bool:
+        """Move messages on, while this rank waits in the node's memory for `rank`; return whether that has ended."""
+        return False
 
     def isend(self, array: Array, dest: int, tag: int = 0) -> Request:
         """Start to send `array` to rank `dest`; it must not change until the request is done.
@@ -172,20 +197,14 @@ class Communicator(ABC):
 
     def barrier(self) -> None:
         """Block until every rank has called this."""
-        if self._node is not None:
+        if self._is_one_node:
             self._all_reduced(_NOTHING, "sum", "barrier")
         else:
             self._run(tree.barrier(self._channel()), "barrier", _NOTHING)
 
     def all_gather_json(self, value: Any) -> list[Any]:
         """Return the values of all ranks, as they come out of JSON: tuples as lists."""
-        data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-        sizes = self.all_gather(np.array(data.size))
-        bounds = [0, *itertools.accumulate(sizes.tolist())]
-        flat = np.empty(bounds[-1], np.uint8)
-        flat[bounds[self.rank] : bounds[self.rank + 1]] = data
-        self._run(ring.all_gather(flat, bounds, self._channel()), "all_gather", flat)
-        return [json.loads(flat[start:stop].tobytes()) for start, stop in itertools.pairwise(bounds)]
+        return self._exchanged(value, self._channel())
 
     def broadcast_json(self, value: Any, root: int = 0) -> Any:
         """Return the value of rank `root`, as it comes out of JSON; others are ignored."""
@@ -194,10 +213,30 @@ class Communicator(ABC):
         flat = data.copy() if self.rank == root else np.empty(int(size), np.uint8)
         return json.loads(self.broadcast(flat, root).tobytes())
 
+    def _exchange_among(self, ranks: Sequence[int]) -> Exchange:
+        """Return what exchanges JSON values among `ranks`, this one among them, in the order of `ranks`."""
+
+        def exchange(value: Any) -> list[Any]:
+            return self._exchanged(value, self._tagged_channel(_NODE_TAG).among(ranks))
+
+        return exchange
+
+    def _exchanged(self, value: Any, channel: Channel) -> list[Any]:
+        """Return the values of all ranks of `channel`, as they come out of JSON."""
+        data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        sizes = np.zeros(channel.world_size, np.int64)
+        sizes[channel.rank] = data.size
+        self._run(ring.all_gather(sizes, range(sizes.size + 1), channel), "all_gather", sizes)
+        bounds = [0, *itertools.accumulate(sizes.tolist())]
+        flat = np.empty(bounds[-1], np.uint8)
+        flat[bounds[channel.rank] : bounds[channel.rank + 1]] = data
+        self._run(ring.all_gather(flat, bounds, channel), "all_gather", flat)
+        return [json.loads(flat[start:stop].tobytes()) for start, stop in itertools.pairwise(bounds)]
+
     def _all_reduced(self, array: Array, op: str, what: str) -> Array:
         """Combine `array` over the ranks; `what` it is for, in the record of who waits for what."""
         begun: Share | None = None
-        if self._node is not None and not self._under_way:
+        if self._node is not None and self._is_one_node and not self._under_way:
             made = self._node.all_reduce_at_once(array, op)
             if isinstance(made, bool):
                 self._sequence += 1  # its messages, had it needed any, would have had this tag
@@ -213,7 +252,7 @@ class Communicator(ABC):
         """Combine `array` in the node's memory, else by messages; `share`: where that has begun."""
         combine, host = combination(op, array), contiguous(array)
         flat = host.reshape(-1)
-        if self._node is not None:
+        if self._node is not None and self._is_one_node:
             share = share or self._node.all_reduce(flat, op)
             yield share
         if share is None or share.is_elsewhere:
@@ -245,8 +284,11 @@ class Communicator(ABC):
         return progress.call(self._sequence, op, array.dtype.kind, array.dtype.itemsize, array.nbytes)
 
     def _channel(self) -> Channel:
-        tag = USER_TAGS + self._sequence % USER_TAGS
+        tag = USER_TAGS + self._sequence % _TAGS
         self._sequence += 1
+        return self._tagged_channel(tag)
+
+    def _tagged_channel(self, tag: int) -> Channel:
         return Channel(
             rank=self.rank,
             world_size=self.world_size,
@@ -254,6 +296,11 @@ class Communicator(ABC):
             receive=partial(self._irecv, tag=tag),
             scratch=self._scratch,
         )
+
+    @property
+    def _is_one_node(self) -> bool:
+        """Whether all ranks share memory."""
+        return len(self._nodes) == 1 < self.world_size
 
     def _counted_isend(self, array: HostArray, dest: int, tag: int) -> Request:
         self.bytes_sent += array.nbytes

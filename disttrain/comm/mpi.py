@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from disttrain import env, progress
-from disttrain.comm import node
 from disttrain.comm.base import Communicator
 from disttrain.comm.pending import HostArray, Request
 from disttrain.comm.waiting import SLEEP_S, YIELD_S, Patience, left_alone
@@ -50,7 +49,7 @@ def connect() -> Communicator:
     if comm.world_size > 1:
         _abort_on_exception(comm)
         atexit.register(comm.leave)
-        comm.join_node()
+        comm.join_node(env.host())
     return comm
 
 
@@ -63,19 +62,7 @@ class MpiCommunicator(Communicator):
         self._mpi = mpi
         self._world: MPI.Intracomm = mpi.COMM_WORLD.Dup()
         self._farewells: MPI.Intracomm = mpi.COMM_WORLD.Dup()
-        local = self._world.Split_type(mpi.COMM_TYPE_SHARED)
-        super().__init__(
-            rank=self._world.Get_rank(),
-            world_size=self._world.Get_size(),
-            local_rank=local.Get_rank(),
-        )
-        self._is_on_one_node = local.Get_size() == self.world_size
-        local.Free()
-
-    def join_node(self) -> None:
-        """Share memory with the other ranks if all of them are on this node; every rank calls this."""
-        if self._is_on_one_node:
-            self._node = node.join(self.rank, self.all_gather_json, self._serve)
+        super().__init__(rank=self._world.Get_rank(), world_size=self._world.Get_size(), local_rank=0)
 
     def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
         parts = [self._world.Isend([part, self._mpi.BYTE], dest, tag) for part in _parts(array)]

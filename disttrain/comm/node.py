@@ -5,7 +5,7 @@ import itertools
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from mmap import mmap
 from typing import Any, Literal
 
@@ -34,11 +34,12 @@ _TURN_NS = 1_000_000
 _SPINS, _SPINS_ON_SHARED_CORES = 2000, 50
 
 
-def join(rank: int, exchange: Exchange, serve: Callable[[int], bool]) -> "Node | None":
-    """Return the node that `rank` shares with all that call this; None on all where memory cannot be shared.
+def join(members: Sequence[int], rank: int, exchange: Exchange, serve: Callable[[int], bool]) -> "Node | None":
+    """Return the node of those ranks that call this; None on all of them where memory cannot be shared.
 
     Args:
-        rank: among those of the node.
+        members: the ranks of the node, as the job numbers them.
+        rank: of this process, as the job numbers it.
         exchange: returns the JSON values that all ranks of the node have passed to it, in the order of their ranks.
         serve: called now and then while this rank waits, with the rank that it waits for; moves messages on, and
             returns whether that rank has ended.
@@ -48,20 +49,21 @@ def join(rank: int, exchange: Exchange, serve: Callable[[int], bool]) -> "Node |
     if slots_bytes is None or any(size != slots_bytes for size, _ in facts):
         return None  # the kernels have said so
     try:
-        slots = share(slots_bytes, exchange)
+        slots = share(slots_bytes, exchange, members)
     except SegmentsError as error:
-        if rank == 0:
+        if rank == members[0]:
             log.warning("ranks communicate by messages, slower than in shared memory: %s", error)
         return None
     cores = set[int]().union(*(cores for _, cores in facts))
-    return Node(rank, slots, len(cores) < len(slots), exchange, serve)
+    return Node(members, rank, slots, len(cores) < len(slots), exchange, serve)
 
 
 class Node:
     """The ranks of a node, as one of them sees them; made by `join`.
 
     Args:
-        rank: among those of the node.
+        members: as of `join`.
+        rank: as of `join`.
         slots: memory of each rank, in which it announces its arrays.
         is_crowded: whether there are more ranks than cores.
         exchange: as of `join`.
@@ -69,10 +71,18 @@ class Node:
     """
 
     def __init__(
-        self, rank: int, slots: list[mmap], is_crowded: bool, exchange: Exchange, serve: Callable[[int], bool]
+        self,
+        members: Sequence[int],
+        rank: int,
+        slots: list[mmap],
+        is_crowded: bool,
+        exchange: Exchange,
+        serve: Callable[[int], bool],
     ) -> None:
         self.serve = serve
+        self.members = members
         self.rank = rank
+        self._place = members.index(rank)
         self._slots = slots
         self._exchange = exchange
         self._windows: list[list[mmap] | None] = []
@@ -80,7 +90,7 @@ class Node:
         self._has_warned = False
         self._start, self._continue = all_reduce.functions()
         self.ranks = all_reduce.Ranks(
-            rank=rank,
+            rank=self._place,
             size=len(slots),
             spins=_SPINS_ON_SHARED_CORES if is_crowded else _SPINS,
             slots=_numbers(map(_address, slots)),
@@ -96,10 +106,10 @@ class Node:
         """
         nbytes = size * dtype.itemsize
         asked = self._exchange([nbytes, sorted(self._dropped)])
-        for rank, (other, _) in enumerate(asked):
+        for rank, (other, _) in zip(self.members, asked, strict=True):
             if other != asked[0][0]:
                 raise CommError(
-                    f"ranks allocate different sizes: rank 0 {asked[0][0]} bytes, rank {rank} {other}; "
+                    f"ranks allocate different sizes: rank {self.members[0]} {asked[0][0]} bytes, rank {rank} {other}; "
                     "every rank must allocate the same arrays in the same order"
                 )
         # Only now: a rank that has dropped its array cannot know how long others still use theirs.
@@ -109,15 +119,15 @@ class Node:
         if not nbytes:
             return aligned_zeros(size, dtype)
         try:
-            segments = share(nbytes, self._exchange)
+            segments = share(nbytes, self._exchange, self.members)
         except SegmentsError as error:
-            if self.rank == 0 and not self._has_warned:
+            if self._place == 0 and not self._has_warned:
                 log.warning("sums over ranks are formed by messages, slower than in shared memory: %s", error)
             self._has_warned = True
             return aligned_zeros(size, dtype)
         window = self._windows.index(None) if None in self._windows else len(self._windows)
         self._put(window, segments)
-        array: HostArray = np.frombuffer(segments[self.rank], dtype, size)
+        array: HostArray = np.frombuffer(segments[self._place], dtype, size)
         weakref.finalize(array, self._dropped.add, window).atexit = False
         return array
 
@@ -187,7 +197,7 @@ class Share:
         """Block until it is done."""
         patience: Patience | None = None
         while not self._go_on(_TURN_NS):
-            rank, now_s = self._collective.ready, time.monotonic()
+            rank, now_s = self._node.members[self._collective.ready], time.monotonic()
             if patience is None or patience.peer != rank:
                 progress.waits_for(rank)
                 patience = Patience(self._node.rank, rank, now_s)
@@ -208,9 +218,11 @@ class Share:
         ranks = range(self._collective.ranks.contents.size)
         announced = [all_reduce.announced(self._collective, rank) for rank in ranks]
         other = next(rank for rank in ranks if announced[rank] != announced[0])
+        members = self._node.members
         return CommError(
-            f"an all_reduce differs between ranks: rank 0 has {_words(*announced[0])}, rank {other} "
-            f"{_words(*announced[other])}; all ranks must pass arrays of the same shape and dtype in the same order"
+            f"an all_reduce differs between ranks: rank {members[0]} has {_words(*announced[0])}, "
+            f"rank {members[other]} {_words(*announced[other])}; "
+            "all ranks must pass arrays of the same shape and dtype in the same order"
         )
 
 

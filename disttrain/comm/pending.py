@@ -5,8 +5,8 @@ interpreter, and on a full node for the core.
 """
 
 from collections import deque
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -48,6 +48,16 @@ class Channel:
     send: Callable[[HostArray, int], Request]
     receive: Callable[[HostArray, int], Request]
     scratch: Scratch
+
+    def among(self, ranks: Sequence[int]) -> "Channel":
+        """Return this channel among some of its ranks, this one among them, which are numbered as in `ranks`."""
+        return replace(
+            self,
+            rank=ranks.index(self.rank),
+            world_size=len(ranks),
+            send=lambda array, place: self.send(array, ranks[place]),
+            receive=lambda array, place: self.receive(array, ranks[place]),
+        )
 
 
 class Pending:

@@ -8,7 +8,7 @@ made it, by those whom the system lets look into that process: others of the sam
 import mmap
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from disttrain.errors import CommError
@@ -20,24 +20,25 @@ class SegmentsError(CommError):
     """Memory cannot be shared: on all ranks, where it cannot be on one."""
 
 
-def share(nbytes: int, exchange: Exchange) -> list[mmap.mmap]:
+def share(nbytes: int, exchange: Exchange, ranks: Sequence[int]) -> list[mmap.mmap]:
     """Return a segment of memory of each rank, zeroed, which all ranks have mapped; every rank calls this.
 
     Args:
         nbytes: size of a segment, at least 1; the same on all ranks.
         exchange: returns the JSON values that all ranks have passed to it, in the order of their ranks.
+        ranks: what they are called in errors.
 
     Raises:
         SegmentsError: on all ranks, if one has no such memory, or cannot reach that of another one.
     """
     fd, place = _segment(nbytes)
     try:
-        mapped, problem = _mapped(exchange(place), nbytes)
+        mapped, problem = _mapped(exchange(place), nbytes, ranks)
         problems = exchange(problem)  # and nobody closes a segment before all have mapped it
     finally:
         if fd >= 0:
             os.close(fd)
-    for rank, text in enumerate(problems):
+    for rank, text in zip(ranks, problems, strict=True):
         if text:
             raise SegmentsError(f"rank {rank} cannot share {nbytes} bytes of memory: {text}")
     return mapped
@@ -58,10 +59,10 @@ def _segment(nbytes: int) -> tuple[int, list[Any]]:
     return fd, [os.getpid(), fd, token]
 
 
-def _mapped(places: list[list[Any]], nbytes: int) -> tuple[list[mmap.mmap], str]:
-    """Map the segments at `places`; return them, and what went wrong."""
+def _mapped(places: list[list[Any]], nbytes: int, ranks: Sequence[int]) -> tuple[list[mmap.mmap], str]:
+    """Map the segments at `places`, of `ranks`; return them, and what went wrong."""
     mapped: list[mmap.mmap] = []
-    for rank, place in enumerate(places):
+    for rank, place in zip(ranks, places, strict=True):
         if len(place) == 1:
             return [], f"that of rank {rank}: {place[0]}"
         pid, number, token = place

@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 import numpy as np
 
 from disttrain import env
-from disttrain.comm import node
 from disttrain.comm.base import Communicator
 from disttrain.comm.frames import FramedCommunicator, Pipe
 from disttrain.comm.pending import HostArray
@@ -55,12 +54,14 @@ def connect() -> Communicator:
     exchange = _through(folder, place.rank, place.world_size)
     ring_bytes = max(_LEAST_RING_BYTES, min(_RING_BYTES, _ALL_RINGS_BYTES // place.world_size // _LINE * _LINE))
     try:
-        segments = share(_LINE + place.world_size * (4 * _LINE + ring_bytes + _CONTROL_RING_BYTES), exchange)
+        segments = share(
+            _LINE + place.world_size * (4 * _LINE + ring_bytes + _CONTROL_RING_BYTES), exchange, range(place.world_size)
+        )
     except SegmentsError as error:
         raise LaunchError(f"{error}; --launcher mpirun needs less of it") from error
     comm = ShmCommunicator(place, [np.frombuffer(each, np.uint8) for each in segments])
     atexit.register(comm.leave)
-    comm.join_node()
+    comm.join_node(env.host())
     return comm
 
 
@@ -87,11 +88,6 @@ class ShmCommunicator(FramedCommunicator):
             }
 
         super().__init__(place, pipes(rings), pipes(controls))
-
-    def join_node(self) -> None:
-        """Share memory for sums with the other ranks; every rank calls this."""
-        if self.world_size > 1:
-            self._node = node.join(self.rank, self.all_gather_json, self._serve)
 
     def leave(self) -> None:
         """Tell the others that this rank communicates no more."""

@@ -70,6 +70,9 @@ class ThreadCommunicator(Communicator):
     def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
         return _Receive(self._world, (source, self.rank, tag), array)
 
+    def _serve(self, rank: int) -> bool:
+        return rank in self._world.returned or self._world.failure is not None
+
     def abort(self, exit_code: int) -> NoReturn:
         """End all ranks: `run` raises SystemExit in the thread that called it."""
         raise SystemExit(exit_code)

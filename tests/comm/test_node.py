@@ -33,8 +33,7 @@ def joined(function):
     """Return `function` for ranks that share a node."""
 
     def work(comm, *args):
-        world = comm._world
-        comm._node = node.join(comm.rank, comm.all_gather_json, lambda rank: rank in world.returned or world.failed)
+        comm.join_node("here")
         assert comm._node is not None
         return function(comm, *args)
 
@@ -313,7 +312,7 @@ def test_a_node_without_shared_memory_is_no_node(monkeypatch, caplog):
     monkeypatch.delattr(os, "memfd_create")
 
     def work(comm):
-        assert node.join(comm.rank, comm.all_gather_json, lambda rank: False) is None
+        assert node.join([0, 1], comm.rank, comm.all_gather_json, lambda rank: False) is None
         claims.all_reduce_is_exact(comm, 1000, "float32", "sum")
 
     with caplog.at_level(logging.WARNING, logger="disttrain"):
@@ -328,7 +327,7 @@ def test_memory_beyond_a_limit_is_an_error_and_no_signal():
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
     try:
         with pytest.raises(segments.SegmentsError, match="rank 0 cannot share 1048576 bytes of memory"):
-            segments.share(1 << 20, lambda value: [value])
+            segments.share(1 << 20, lambda value: [value], [0])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
@@ -344,8 +343,8 @@ def test_what_is_not_the_segment_that_was_announced_is_not_mapped(place):
         calls.append(value)
         return [place, value] if len(calls) == 1 else [value, ""]
 
-    with pytest.raises(segments.SegmentsError, match="rank 0"):
-        segments.share(4096, exchange)
+    with pytest.raises(segments.SegmentsError, match="rank 5 cannot share 4096 bytes of memory: "):
+        segments.share(4096, exchange, [5, 8])
 
 
 def test_segments_have_no_name_and_belong_to_this_user():
@@ -358,5 +357,5 @@ def test_segments_have_no_name_and_belong_to_this_user():
         assert set(os.listdir("/dev/shm")) <= before
         return [value]
 
-    segments.share(4096, exchange)
+    segments.share(4096, exchange, [0])
     assert modes == ["0o600"]
