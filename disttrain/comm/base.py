@@ -15,13 +15,14 @@ from disttrain import progress
 from disttrain.backend import Array, get_array_module
 from disttrain.comm import node, ring, tree
 from disttrain.comm.arrays import aligned_zeros, check_writable, combination, contiguous, copy_back
+from disttrain.comm.encoded import Wire, wire_of
 from disttrain.comm.node import Node, Share
 from disttrain.comm.pending import Channel, HostArray, Pending, Request, Steps
 from disttrain.comm.scratch import Scratch
 from disttrain.comm.segments import Exchange
 from disttrain.errors import CommError, ConfigError, ShapeError
 
-__all__ = ["Communicator", "Pending", "Request"]
+__all__ = ["Communicator", "Pending", "Request", "Wire"]
 
 # Every MPI has tags up to 32767: the lower half is the user's, the upper one that of collectives.
 USER_TAGS = 16384
@@ -147,14 +148,21 @@ class Communicator(ABC):
         """
         return self._all_reduced(array, op, "all_reduce")
 
-    def start_all_reduce(self, array: Array, op: str = "sum") -> Pending:
+    def start_all_reduce(self, array: Array, op: str = "sum", *, wire: str | Wire | None = None) -> Pending:
         """Start to replace `array` by the sum over all ranks; leave it alone until that is done.
 
         Nothing moves by itself: call `Pending.advance` now and then, and `Pending.wait` at the end.
+
+        Args:
+            array: any shape.
+            op: ``"sum"``, ``"max"`` or ``"min"``.
+            wire: how a sum of floats travels: ``"float16"``, ``"bfloat16"``, ``"int8"``, or a wire of your own; None:
+                as it is. What ranks sum in memory that they share does not travel, and is not rounded.
         """
         check_writable(array)
         combination(op, array)  # refuses what it does not know
-        return self._start(self._all_reduce(array, op, self._channel()), "all_reduce", array)
+        carrier = wire_of(wire, op, array.dtype)
+        return self._start(self._all_reduce(array, op, self._channel(), wire=carrier), "all_reduce", array)
 
     def reduce_scatter(self, array: Array, op: str = "sum") -> Array:
         """Return this rank's rows of the sum over all ranks; `array` itself is not changed.
@@ -248,7 +256,9 @@ class Communicator(ABC):
         self._start(self._all_reduce(array, op, self._channel(), begun), what, array).wait()
         return array
 
-    def _all_reduce(self, array: Array, op: str, channel: Channel, share: Share | None = None) -> Steps:
+    def _all_reduce(
+        self, array: Array, op: str, channel: Channel, share: Share | None = None, wire: Wire | None = None
+    ) -> Steps:
         """Combine `array` in the node's memory, else by messages; `share`: where that has begun."""
         combine, host = combination(op, array), contiguous(array)
         flat = host.reshape(-1)
@@ -256,7 +266,7 @@ class Communicator(ABC):
             share = share or self._node.all_reduce(flat, op)
             yield share
         if share is None or share.is_elsewhere:
-            yield from ring.all_reduce(flat, combine, channel)
+            yield from wire.all_reduce(flat, channel) if wire else ring.all_reduce(flat, combine, channel)
         copy_back(host, array)
 
     def _start(self, steps: Steps, op: str, array: Array) -> Pending:

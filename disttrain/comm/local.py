@@ -8,6 +8,7 @@ from disttrain import progress
 from disttrain.backend import Array
 from disttrain.comm.arrays import check_writable, combination
 from disttrain.comm.base import Communicator
+from disttrain.comm.encoded import Wire, wire_of
 from disttrain.comm.pending import HostArray, Pending, Request, Steps
 from disttrain.errors import CommError
 
@@ -35,10 +36,11 @@ class LocalCommunicator(Communicator):
     def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
         raise CommError(f"no rank {source} to receive from: this process is alone")
 
-    def start_all_reduce(self, array: Array, op: str = "sum") -> Pending:
+    def start_all_reduce(self, array: Array, op: str = "sum", *, wire: str | Wire | None = None) -> Pending:
         """Return a collective that is done: the sum over one rank is its array."""
         check_writable(array)
         combination(op, array)  # refuses what it does not know
+        wire_of(wire, op, array.dtype)
         return _DONE
 
     def all_gather_json(self, value: Any) -> list[Any]:

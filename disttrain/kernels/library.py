@@ -16,6 +16,8 @@ from disttrain.observe import log
 
 _POINTER, _NUMBER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
+CASTS = ("bfloat16", "float16", "int8")
+
 # The arguments of each function of cpu/*.cpp.
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "conv2d": (*(_POINTER,) * 4, _NUMBER, _POINTER),
@@ -30,6 +32,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "momentum": (_NUMBER, *(_POINTER,) * 3, *(_FLOAT,) * 2),
     "nesterov": (_NUMBER, *(_POINTER,) * 3, *(_FLOAT,) * 2),
     "adam": (_NUMBER, *(_POINTER,) * 4, *(_FLOAT,) * 5),
+    **{f"{verb}_{name}": (_NUMBER, *(_POINTER,) * 2) for verb in ("encode", "decode", "add") for name in CASTS},
     "set_threads": (_NUMBER,),
     "attention": (_POINTER,) * 6,
     "attention_gradients": (_POINTER,) * 9,

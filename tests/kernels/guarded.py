@@ -12,14 +12,14 @@ class Guarded:
     def __init__(self):
         self._made = []
 
-    def new_array(self, shape, out=None, shift=4):
+    def new_array(self, shape, out=None, shift=4, dtype=np.float32):
         """Return an array of garbage that begins `shift` bytes after a multiple of 64."""
-        nbytes = int(np.prod(shape)) * 4
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         raw = np.full(nbytes + 2 * _GUARD + 64, _PATTERN, np.uint8)
         start = _GUARD + (shift - raw.ctypes.data - _GUARD) % 64
         inside = raw[start : start + nbytes]
         self._made.append((raw, start, start + nbytes))
-        return inside.view(np.float32).reshape(shape)
+        return inside.view(dtype).reshape(shape)
 
     def copy(self, array, shift=4):
         made = self.new_array(array.shape, shift=shift)
