@@ -65,7 +65,7 @@ _PLACE, _PID, _RUN, _STEP, _PHASE, _CALL, _WHAT, _BYTES, _PEER, _WAITS = range(1
 _HOST = slice(128, 256)
 _RECORD_BYTES = 256
 
-Call = tuple[int, int, int]  # sequence number, op and dtype in one number, bytes
+Call = tuple[int, int, int]  # sequence number; op, dtype and group in one number; bytes
 
 _code_of = {name: code for code, name in enumerate(_OPS)}
 
@@ -87,6 +87,7 @@ class Record:
         peer: the rank that it waits for, where that is known.
         is_waiting: whether it waits still.
         waits: how many times it has waited; tells two equal calls apart.
+        group: number of the group of ranks whose call it is; 0 for that of all.
     """
 
     rank: int
@@ -101,6 +102,7 @@ class Record:
     peer: int | None
     is_waiting: bool
     waits: int
+    group: int = 0
 
     @property
     def words(self) -> str:
@@ -121,7 +123,9 @@ class Record:
     def what_words(self) -> str:
         """What it waits for, without the rank."""
         sequence, op, dtype, size = self.call
-        return f"{op}{'' if op in _MESSAGES else f' {sequence}'} ({dtype}, {size} bytes)"
+        number = "" if op in _MESSAGES else f" {sequence}"
+        group = f" of group {self.group}" if self.group else ""
+        return f"{op}{number}{group} ({dtype}, {size} bytes)"
 
 
 def _private() -> memoryview:
@@ -207,7 +211,7 @@ def phase(name: Phase) -> Iterator[None]:
         _words[_PHASE] = before
 
 
-def call(sequence: int, op: str, kind: str, itemsize: int, nbytes: int) -> Call:
+def call(sequence: int, op: str, kind: str, itemsize: int, nbytes: int, group: int = 0) -> Call:
     """Return a collective or a message as `waits` takes it.
 
     Args:
@@ -216,8 +220,9 @@ def call(sequence: int, op: str, kind: str, itemsize: int, nbytes: int) -> Call:
         kind: of the dtype, as NumPy has it.
         itemsize: of the dtype.
         nbytes: of the array.
+        group: number of the group of ranks that call; 0 for all.
     """
-    return sequence, _code_of[op] | ord(kind) << 8 | itemsize << 16, nbytes
+    return sequence, _code_of[op] | ord(kind) << 8 | (itemsize & 0xFFFF) << 16 | (group & 0xFFFFFFFF) << 32, nbytes
 
 
 def waits(call: Call, peer: int | None = None) -> None:
@@ -244,7 +249,7 @@ def _decode(data: bytes, *, empty: bool = False) -> Record | None:
     if not words[_PLACE] and not empty:
         return None
     what = words[_WHAT]
-    kind, bits = chr(what >> 8 & 0xFF), (what >> 16) * 8
+    kind, bits = chr(what >> 8 & 0xFF), (what >> 16 & 0xFFFF) * 8
     dtype = "bool" if kind == "b" else f"{_KINDS.get(kind, kind)}{bits}"
     return Record(
         rank=words[_PLACE] & 0xFFFFFFFF,
@@ -259,6 +264,7 @@ def _decode(data: bytes, *, empty: bool = False) -> Record | None:
         peer=words[_PEER] - 1 if words[_PEER] else None,
         is_waiting=bool(words[_CALL] & 1),
         waits=words[_WAITS],
+        group=what >> 32,
     )
 
 

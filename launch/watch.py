@@ -229,8 +229,8 @@ class Watch:
 
 def odd_one(records: dict[int, Record]) -> int | None:
     """Return a rank that waits in another call than most; of calls with as many, the one that began first is odd."""
-    calls = Counter(record.call for record in records.values())
+    calls = Counter((record.call, record.group) for record in records.values())
     if len(calls) < 2:
         return None
-    usual = max(calls, key=lambda call: (calls[call], call[0]))
-    return next(rank for rank, record in records.items() if record.call != usual)
+    usual = max(calls, key=lambda call: (calls[call], call[0][0]))
+    return next(rank for rank, record in records.items() if (record.call, record.group) != usual)

@@ -28,6 +28,7 @@ __all__ = ["Communicator", "Pending", "Request", "Wire"]
 USER_TAGS = 16384
 _TAGS = USER_TAGS - 1
 _NODE_TAG = 2 * USER_TAGS - 1  # of what the ranks of a node tell each other, however often those of others do
+GROUP_TAGS = 1 << 32  # of a group's own, where groups have theirs in the transport's: more than it uses
 _NOTHING = np.empty(0, np.float32)
 
 
@@ -41,6 +42,7 @@ class Communicator(ABC):
         rank: from 0 to ``world_size - 1``.
         world_size: number of ranks.
         local_rank: rank among those on this host.
+        job_ranks: of each rank of this communicator, the rank in the job: in a group, `split`, another one.
         transport: the name under which `connect` found the transport.
         bytes_sent: payload of all messages that this rank has sent so far; what ranks of a node read from each other's
             memory is none.
@@ -60,6 +62,12 @@ class Communicator(ABC):
         self._scratch = Scratch()
         self._node: Node | None = None
         self._nodes = [[each] for each in range(world_size)]  # the ranks of each: they share memory
+        self._host = ""  # as `join_node` was told
+        self.job_ranks: Sequence[int] = range(world_size)
+        self._job = self
+        self._group = 0  # its number; 0 for the ranks of the whole job
+        self._groups = 0  # in the job's communicator: the highest number of a group that this rank has been in
+        self._everywhere: deque[Pending] = deque()  # as `_under_way`, of the job and all groups in it
 
     @abstractmethod
     def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
@@ -73,19 +81,62 @@ class Communicator(ABC):
     def abort(self, exit_code: int) -> NoReturn:
         """End all ranks at once."""
 
+    def split(self, color: int | str | None, key: int = 0) -> "Communicator | None":
+        """Return a communicator of the ranks that pass the same `color`; every rank calls this, as a collective.
+
+        Its collectives and messages meet those of no other communicator, and may be under way at the same time. Errors
+        and warnings name ranks by their numbers in the job. What it holds is free again when it is dropped.
+
+        Args:
+            color: which group this rank is in; None: in none.
+            key: ranks are numbered in the order of their keys; where these are equal, as they are here.
+
+        Returns:
+            The communicator of this rank's group; None for the color None.
+
+        Source: MPI_Comm_split.
+        """
+        if not isinstance(color, int | str | None) or not isinstance(key, int):
+            raise ConfigError(f"split({color!r}, {key!r}): expected a number, a string or None, and a number as key")
+        asked = self.all_gather_json([color, key, self._job._groups])
+        members = [rank for rank, (its, *_) in enumerate(asked) if its == color and color is not None]
+        members.sort(key=lambda rank: (asked[rank][1], rank))
+        # Groups of other ranks may have the same number, but no rank is in two groups of the same.
+        number = 1 + max((asked[rank][2] for rank in members), default=0)
+        group = self._split(members, number)
+        if group is None:
+            return None
+        self._job._groups = group._group = number
+        group._job, group._everywhere = self._job, self._everywhere
+        group.job_ranks = [self.job_ranks[rank] for rank in members]
+        group.transport = self.transport
+        group.local_rank = group.rank
+        if self._job._host:
+            group.join_node(self._job._host)
+        return group
+
+    def _split(self, members: Sequence[int], number: int) -> "Communicator | None":
+        """Return a communicator of `members`, None if they are none; every rank calls this, with those of its group."""
+        from disttrain.comm.group import GroupCommunicator  # which needs this module
+
+        return GroupCommunicator(self._job, [self.job_ranks[rank] for rank in members], number) if members else None
+
     def join_node(self, host: str) -> None:
         """Share memory with the other ranks of this host; every rank calls this, once.
 
         Args:
             host: tells the host of this rank from those of others.
         """
+        self._host = host
         if self.world_size == 1:
             return
         hosts = self.all_gather_json(host)
         members = [rank for rank, other in enumerate(hosts) if other == host]
         self.local_rank = members.index(self.rank)
         if len(members) > 1:
-            self._node = node.join(members, self.rank, self._exchange_among(members), self._serve)
+            names = [self.job_ranks[rank] for rank in members]
+            exchange = self._exchange_among(members)
+            self._node = node.join(names, self.job_ranks[self.rank], exchange, self._job._serve)
         shared = self.all_gather_json(members if self._node else [self.rank])
         self._nodes = [ranks for rank, ranks in enumerate(shared) if ranks[0] == rank]
 
@@ -271,7 +322,8 @@ class Communicator(ABC):
 
     def _start(self, steps: Steps, op: str, array: Array) -> Pending:
         """Start the collective that the newest channel was made for."""
-        pending = Pending(steps, self._under_way, self._call(op, array))
+        note = "" if self._job is self else f"in group {self._group}, of the job's ranks {_listed(self.job_ranks)}"
+        pending = Pending(steps, self._under_way, self._call(op, array), self._everywhere, note)
         pending.advance()
         return pending
 
@@ -279,11 +331,11 @@ class Communicator(ABC):
         self._start(steps, op, array).wait()
 
     def _finish(self, request: Request, op: str, array: Array, peer: int) -> None:
-        progress.waits(self._call(op, array), peer)
+        progress.waits(self._call(op, array), self.job_ranks[peer])
         try:
             # The other side may answer only after its all-reduce, which waits for this rank's part.
-            while self._under_way and not request.test():
-                for pending in tuple(self._under_way):
+            while self._everywhere and not request.test():
+                for pending in tuple(self._everywhere):
                     pending.advance()
                 os.sched_yield()
             request.wait()
@@ -291,7 +343,7 @@ class Communicator(ABC):
             progress.goes_on()
 
     def _call(self, op: str, array: Array) -> progress.Call:
-        return progress.call(self._sequence, op, array.dtype.kind, array.dtype.itemsize, array.nbytes)
+        return progress.call(self._sequence, op, array.dtype.kind, array.dtype.itemsize, array.nbytes, self._group)
 
     def _channel(self) -> Channel:
         tag = USER_TAGS + self._sequence % _TAGS
@@ -326,3 +378,7 @@ class Communicator(ABC):
             raise CommError(f"{role} {rank} is this rank itself: copy the array instead")
         if not 0 <= tag < USER_TAGS:
             raise ConfigError(f"tag {tag}: expected 0 to {USER_TAGS - 1}")
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks))

@@ -5,7 +5,7 @@ What a rank has not asked for yet waits in the pipe, or, where another message l
 
 import struct
 from abc import ABC, abstractmethod
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -14,6 +14,7 @@ import numpy as np
 from disttrain import env
 from disttrain.comm.base import Communicator
 from disttrain.comm.pending import HostArray, Request
+from disttrain.comm.queues import Queues
 from disttrain.comm.waiting import wait_until
 from disttrain.errors import CommError
 
@@ -222,8 +223,8 @@ class _Inbox:
         self._most_bytes = most_bytes
         self._header = _Frame(np.empty(_HEADER.size, np.uint8))
         self._coming: _Frame | None = None  # whose header has been read
-        self._arrived: defaultdict[int, deque[_Frame]] = defaultdict(deque)
-        self._asked: defaultdict[int, deque[_Received]] = defaultdict(deque)
+        self._arrived = Queues[int, _Frame]()
+        self._asked = Queues[int, _Received]()
         self._missing: deque[_Received] = deque()
 
     @property
@@ -231,10 +232,9 @@ class _Inbox:
         return bool(self._missing)
 
     def post(self, message: _Received) -> None:
-        if self._arrived[message.tag]:
-            message.frame = self._arrived[message.tag].popleft()
-        else:
-            self._asked[message.tag].append(message)
+        message.frame = self._arrived.take(message.tag)
+        if message.frame is None:
+            self._asked.put(message.tag, message)
         self._missing.append(message)
 
     def move(self) -> bool:
@@ -251,11 +251,11 @@ class _Inbox:
 
     def next(self) -> bytes | None:
         """Return the next message of tag 0, None if it is not there, or not all of it; nobody has asked for any."""
-        arrived = self._arrived[0]
-        while not arrived or arrived[0].rest.size:
+        while (arrived := self._arrived.first(0)) is None or arrived.rest.size:
             if not self._read():
                 return None
-        data: bytes = arrived.popleft().data.tobytes()
+        self._arrived.take(0)
+        data: bytes = arrived.data.tobytes()
         return data
 
     def _read(self) -> bool:
@@ -275,12 +275,12 @@ class _Inbox:
                 "what comes from it is not what it sent"
             )
         self._header.rest = self._header.data
-        asked = self._asked[tag].popleft() if self._asked[tag] else None
+        asked = self._asked.take(tag)
         fits = asked is not None and asked.data.size == nbytes
         coming = _Frame(asked.data if asked is not None and fits else np.empty(nbytes, np.uint8))
         if asked is not None:
             asked.frame = coming
         else:
-            self._arrived[tag].append(coming)
+            self._arrived.put(tag, coming)
         self._coming = coming if nbytes else None
         return True

@@ -47,6 +47,10 @@ class LocalCommunicator(Communicator):
         """Return the value as it comes out of JSON: what a step of one rank compares with itself."""
         return [json.loads(json.dumps(value))]
 
+    def split(self, color: int | str | None, key: int = 0) -> "Communicator | None":
+        """Return a communicator of this one rank; None for the color None."""
+        return None if color is None else LocalCommunicator(rank=0, world_size=1, local_rank=0)
+
     def abort(self, exit_code: int) -> NoReturn:
         """End this process, as `sys.exit` does."""
         raise SystemExit(exit_code)

@@ -5,7 +5,9 @@ import os
 import sys
 import time
 import warnings
+import weakref
 from collections import deque
+from collections.abc import Sequence
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -45,7 +47,7 @@ def connect() -> Communicator:
             f"that it loaded, {version}: launcher and MPI do not belong together. Start the job with "
             f"the mpiexec beside this python ({mpiexec}), or install the launcher's MPI for mpi4py"
         )
-    comm = MpiCommunicator(mpi)
+    comm = MpiCommunicator(mpi, mpi.COMM_WORLD.Dup(), mpi.COMM_WORLD.Dup())
     if comm.world_size > 1:
         _abort_on_exception(comm)
         atexit.register(comm.leave)
@@ -54,24 +56,48 @@ def connect() -> Communicator:
 
 
 class MpiCommunicator(Communicator):
-    """A rank of MPI, on a communicator of its own: the program's other MPI messages stay apart."""
+    """A rank of MPI, on a communicator of its own: the program's other MPI messages stay apart.
+
+    Args:
+        mpi: mpi4py's module.
+        world: MPI's communicator of these ranks.
+        farewells: that of the whole job's ranks, by which they say that they leave.
+    """
 
     transport = "mpi"
 
-    def __init__(self, mpi: ModuleType) -> None:
-        self._mpi = mpi
-        self._world: MPI.Intracomm = mpi.COMM_WORLD.Dup()
-        self._farewells: MPI.Intracomm = mpi.COMM_WORLD.Dup()
-        super().__init__(rank=self._world.Get_rank(), world_size=self._world.Get_size(), local_rank=0)
+    def __init__(self, mpi: ModuleType, world: "MPI.Comm", farewells: "MPI.Comm") -> None:
+        self._mpi, self._world, self._farewells = mpi, world, farewells
+        self._splits: dict[int, tuple[Sequence[int], MPI.Comm]] = {}
+        self._dropped: set[int] = set()  # of these, the groups that this rank has dropped
+        super().__init__(rank=world.Get_rank(), world_size=world.Get_size(), local_rank=0)
+
+    def _split(self, members: Sequence[int], number: int) -> Communicator | None:
+        # MPI wants all ranks of a group to free it in the same order, and garbage is not collected so.
+        dropped = dict(zip(self.job_ranks, self.all_gather_json(sorted(self._dropped)), strict=True))
+        for old in sorted(self._dropped):
+            if all(old in dropped.get(rank, ()) for rank in self._splits[old][0]):
+                self._splits.pop(old)[1].Free()
+                self._dropped.remove(old)
+        color, key = (members[0], members.index(self.rank)) if members else (self._mpi.UNDEFINED, 0)
+        world = self._world.Split(color, key)
+        if not members:
+            return None
+        group = MpiCommunicator(self._mpi, world, self._farewells)
+        group._splits, group._dropped = self._splits, self._dropped
+        self._splits[number] = [self.job_ranks[rank] for rank in members], world
+        weakref.finalize(group, self._dropped.add, number).atexit = False
+        return group
 
     def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
         parts = [self._world.Isend([part, self._mpi.BYTE], dest, tag) for part in _parts(array)]
-        return _Message(self, parts, None, dest, f"rank {self.rank}: message to rank {dest}")
+        own, peer = self.job_ranks[self.rank], self.job_ranks[dest]
+        return _Message(self, parts, None, peer, f"rank {own}: message to rank {peer}")
 
     def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
         parts = [self._world.Irecv([part, self._mpi.BYTE], source, tag) for part in _parts(array)]
-        what = f"rank {self.rank}: message from rank {source}"
-        return _Message(self, parts, array.nbytes, source, what)
+        own, peer = self.job_ranks[self.rank], self.job_ranks[source]
+        return _Message(self, parts, array.nbytes, peer, f"rank {own}: message from rank {peer}")
 
     def leave(self) -> None:
         """Tell all ranks that this one sends and receives nothing more."""
@@ -82,7 +108,7 @@ class MpiCommunicator(Communicator):
                     self._farewells.Isend([b"", self._mpi.BYTE], rank)  # goes through at once: it is empty
 
     def has_left(self, rank: int) -> bool:
-        """Return whether `rank` has said that it leaves."""
+        """Return whether the job's `rank` has said that it leaves."""
         return bool(self._farewells.Iprobe(rank))
 
     def _serve(self, rank: int) -> bool:
@@ -90,8 +116,8 @@ class MpiCommunicator(Communicator):
         return self.has_left(rank)
 
     def abort(self, exit_code: int) -> NoReturn:
-        """End all ranks by MPI_Abort."""
-        self._world.Abort(exit_code)
+        """End all ranks of the job by MPI_Abort."""
+        self._farewells.Abort(exit_code)
 
 
 class _Message:
@@ -101,7 +127,7 @@ class _Message:
         comm: whose message it is.
         parts: at least one.
         expected: the size in bytes that a message which is received must have.
-        peer: the other rank.
+        peer: the other rank, of the job.
         what: begins an error.
     """
 
@@ -140,7 +166,8 @@ class _Message:
     def _wait_long(self, begin: float) -> None:
         """Wait without holding the core, and without waiting for ever for a rank that has left."""
         progress.waits_for(self._peer)
-        patience = Patience(self._comm.rank, self._peer, begin)
+        own = self._comm.job_ranks[self._comm.rank]
+        patience = Patience(own, self._peer, begin)
         look_s, left_s = begin + _LOOK_S, float("inf")
         while not self.test():
             time.sleep(SLEEP_S)
@@ -152,7 +179,7 @@ class _Message:
             if self._comm.has_left(self._peer):
                 left_s = min(left_s, now)
             if now - left_s > _IN_FLIGHT_S:
-                raise left_alone(self._comm.rank, self._peer)
+                raise left_alone(own, self._peer)
 
     def _mismatch(self, arrived: str) -> CommError:
         return CommError(

@@ -13,6 +13,7 @@ import numpy as np
 
 from disttrain import progress
 from disttrain.comm.scratch import Scratch
+from disttrain.comm.waiting import wait_until
 from disttrain.errors import CommError
 
 HostArray: TypeAlias = np.ndarray[Any, Any]
@@ -70,16 +71,28 @@ class Pending:
         steps: yields each message that must have gone through before it can go on.
         under_way: the unfinished collectives of a communicator, in the order of their start.
         call: what it is, for the record of who waits for what.
+        everywhere: the unfinished collectives of this rank, in all groups that it is in.
+        note: added to an error; may be empty.
     """
 
-    def __init__(self, steps: Steps, under_way: "deque[Pending]", call: progress.Call) -> None:
+    def __init__(
+        self,
+        steps: Steps,
+        under_way: "deque[Pending]",
+        call: progress.Call,
+        everywhere: "deque[Pending] | None" = None,
+        note: str = "",
+    ) -> None:
         self._steps = steps
         self._under_way = under_way
         self._call = call
+        self._everywhere = deque[Pending]() if everywhere is None else everywhere
+        self._note = note
         self._request: Request | None = None
         self._is_done = False
         self._failure: BaseException | None = None
         under_way.append(self)
+        self._everywhere.append(self)
 
     def advance(self) -> bool:
         """Move on as far as is possible without blocking; return whether all is done.
@@ -113,6 +126,7 @@ class Pending:
                 if self._request is None:
                     self._request = next(self._steps)
                 if block:
+                    wait_until(lambda: not self._move_others() or self._is_through())
                     self._request.wait()
                 elif not self._request.test():
                     return False
@@ -120,8 +134,21 @@ class Pending:
         except StopIteration:
             self._is_done = True
             self._under_way.remove(self)
+            self._everywhere.remove(self)
             return True
         except BaseException as failure:
             # It stays in line: what is started after a half-done sum must not pass for correct.
             self._failure = failure
+            if self._note and self._note not in getattr(failure, "__notes__", ()):
+                failure.add_note(self._note)
             raise
+
+    def _move_others(self) -> bool:
+        """Move on the collectives of other groups, for which ranks may wait that this one waits for; return if any."""
+        others = [pending for pending in self._everywhere if pending._under_way is not self._under_way]
+        for other in others:
+            other.advance()
+        return bool(others)
+
+    def _is_through(self) -> bool:
+        return self._request is not None and self._request.test()

@@ -1,13 +1,13 @@
 """Ranks as threads of one process, for tests and for debugging: no launcher, one traceback."""
 
 import threading
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeAlias
 
 from disttrain.comm import use
 from disttrain.comm.base import Communicator
 from disttrain.comm.pending import HostArray, Request
+from disttrain.comm.queues import Queues
 from disttrain.errors import CommError
 
 _Route: TypeAlias = tuple[int, int, int]  # source, dest, tag
@@ -83,18 +83,26 @@ class _World:
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
-        self.messages: dict[tuple[_Route, int], HostArray] = {}
-        self.sent: Counter[_Route] = Counter()
-        self.expected: Counter[_Route] = Counter()
+        self.messages = Queues[_Route, HostArray]()
+        self.receives = Queues[_Route, _Receive]()
         self.returned: set[int] = set()
         self.failed = ""
         self.failure: BaseException | None = None
 
     def post(self, route: _Route, message: HostArray) -> None:
         with self.changed:
-            self.messages[route, self.sent[route]] = message
-            self.sent[route] += 1
+            receive = self.receives.take(route)
+            if receive is None:
+                self.messages.put(route, message)
+            else:
+                receive.message = message
             self.changed.notify_all()
+
+    def ask(self, route: _Route, receive: "_Receive") -> None:
+        with self.changed:
+            receive.message = self.messages.take(route)
+            if receive.message is None:
+                self.receives.put(route, receive)
 
     def fail(self, who: str, failure: BaseException) -> None:
         with self.changed:
@@ -124,9 +132,8 @@ class _Receive:
     def __init__(self, world: _World, route: _Route, array: HostArray) -> None:
         self._world, self._route, self._array = world, route, array
         self._is_done = False
-        with world.changed:
-            self._number = world.expected[route]
-            world.expected[route] += 1
+        self.message: HostArray | None = None
+        world.ask(route, self)
 
     def test(self) -> bool:
         with self._world.changed:
@@ -143,7 +150,7 @@ class _Receive:
     def _take(self) -> bool:
         """Return whether the message was there; the lock is held."""
         source, dest, _ = self._route
-        message = self._world.messages.pop((self._route, self._number), None)
+        message = self.message
         if message is None:
             waits = f"rank {dest} waits for a message from rank {source}"
             if self._world.failure is not None:
@@ -158,4 +165,5 @@ class _Receive:
                 "all ranks must pass arrays of the same shape and dtype"
             )
         self._array[...] = message.view(self._array.dtype)
+        self.message = None
         return True

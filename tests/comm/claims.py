@@ -185,3 +185,93 @@ def a_pending_sum_moves_while_a_message_is_awaited(comm):
         np.array_equal(array, expected(comm, array.shape, "float32")),
         comm.rank > 0 or (message == comm.world_size - 1).all(),
     )
+
+
+def groups_are_as_asked(comm):
+    """Ranks are those of one color, by key and then as they were."""
+    size, before = comm.world_size, comm.rank + 1
+    odd = comm.split(comm.rank % 2)
+    backwards = comm.split("all", key=-comm.rank)
+    some = comm.split(None if comm.rank == 0 else 1, key=comm.rank // 2)
+    within = backwards.split(backwards.rank // 2)
+    mine = [rank for rank in range(size) if rank % 2 == comm.rank % 2]
+    pair = [rank for rank in range(size)[::-1] if (size - 1 - rank) // 2 == backwards.rank // 2]
+    holds(
+        comm,
+        list(odd.job_ranks) == mine and mine[odd.rank] == comm.rank and odd.world_size == len(mine),
+        list(backwards.job_ranks) == list(range(size))[::-1] and backwards.rank == size - before,
+        (some is None) == (comm.rank == 0) and (some is None or list(some.job_ranks) == list(range(1, size))),
+        list(within.job_ranks) == pair and pair[within.rank] == comm.rank,
+        odd.local_rank == odd.rank and backwards.local_rank == backwards.rank,  # all are on one host
+        {odd.transport, backwards.transport, within.transport} == {comm.transport},
+    )
+
+
+def in_groups(comm, claim, *args):
+    """What holds for all ranks holds for the ranks of a group, and of a group of a group."""
+    claim(comm.split(comm.rank % 2, key=-comm.rank), *args)
+    most = comm.split(None if comm.rank == comm.world_size - 1 else 0)
+    if most is not None:
+        claim(most.split("same"), *args)
+
+
+def groups_do_not_wait_for_each_other(comm, seed):
+    """Sums of rows, of columns and of all are under way at once; each rank waits for them in its own order."""
+    order = random.Random(seed * 100 + comm.rank)
+    groups = [comm.split(comm.rank // 2), comm.split(comm.rank % 2), comm]
+    right = []
+    for size in (3, 70_000):
+        sums = []
+        for group in groups:
+            array = values((size,), "float32", comm.rank) if size < 10 else group.allocate(size)
+            array[:] = values((size,), "float32", comm.rank)
+            sums.append((group, array, group.start_all_reduce(array)))
+        order.shuffle(sums)
+        for _, _, pending in sums:
+            pending.wait()
+        for group, array, _ in sums:
+            everyone = np.stack([values((size,), "float32", rank) for rank in group.job_ranks])
+            right.append(np.array_equal(array, everyone.sum(axis=0)))
+    # one waits in a group's collective, or for a message, while others need its part in that of all
+    pending = comm.start_all_reduce(array := values((100_000,), "int64", comm.rank))
+    rows = groups[0]
+    if rows.rank == 0:
+        gathered = rows.all_gather(np.array(comm.rank)).tolist()
+        pending.wait()
+    else:
+        pending.wait()
+        gathered = rows.all_gather(np.array(comm.rank)).tolist()
+    right.append(gathered == list(rows.job_ranks))
+    right.append(np.array_equal(array, expected(comm, array.shape, "int64")))
+    holds(comm, *right)
+
+
+def messages_of_groups_stay_apart(comm):
+    """The same ranks exchange messages of the same tag in two groups, in opposite orders."""
+    one, other = comm.split(0), comm.split(0)
+    after, before = (comm.rank + 1) % comm.world_size, (comm.rank - 1) % comm.world_size
+    if comm.world_size == 1:
+        return
+    first, second = np.zeros(3), np.zeros(3)
+    sends = [one.isend(np.full(3, 1.0), after, 5), other.isend(np.full(3, 2.0), after, 5)]
+    other.recv(second, before, 5)
+    one.recv(first, before, 5)
+    for send in sends:
+        send.wait()
+    holds(comm, (first == 1).all(), (second == 2).all(), one.bytes_sent == other.bytes_sent > 0)
+
+
+# What holds for groups too, with its arguments.
+OF_GROUPS = [
+    (all_reduce_is_exact, 1003, "float32", "sum"),
+    (all_reduce_of_truths,),
+    (all_reduce_of_views,),
+    (reduce_scatter_gives_each_its_rows, (13, 2, 2), "sum"),
+    (all_gather_stacks, (3, 5)),
+    (broadcast_from_every_root,),
+    (json_of_every_length,),
+    (messages_pass_around,),
+    (pendings_interleave, 1),
+    (pendings_need_no_wait,),
+    (a_pending_sum_moves_while_a_message_is_awaited,),
+]

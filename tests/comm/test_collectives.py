@@ -1,11 +1,15 @@
 """The claims of `claims`, with ranks as threads and with one rank alone."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
 from disttrain import comm as dt_comm
 from disttrain.comm import base, ring, threads
 from disttrain.comm.scratch import Scratch
+from disttrain.errors import CommError, ConfigError
 from tests.comm import claims
 
 WORLD_SIZES = range(1, 9)
@@ -71,8 +75,61 @@ def test_pendings_interleave(world_size, seed):
     threads.run(world_size, claims.pendings_interleave, seed)
 
 
+@each_world_size
+@pytest.mark.parametrize("claim", claims.OF_GROUPS)
+def test_groups_do_what_all_ranks_do(world_size, claim):
+    threads.run(world_size, claims.in_groups, *claim)
+
+
+@each_world_size
+@pytest.mark.parametrize("claim", [claims.groups_are_as_asked, claims.messages_of_groups_stay_apart])
+def test_groups_on_any_number_of_ranks(world_size, claim):
+    threads.run(world_size, claim)
+
+
+@each_world_size
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_do_not_wait_for_each_other(world_size, seed):
+    threads.run(world_size, claims.groups_do_not_wait_for_each_other, seed)
+
+
+def test_an_error_in_a_group_names_ranks_of_the_job():
+    def differ(comm):
+        group = comm.split(comm.rank % 2)
+        group.all_reduce(np.zeros(4 + (comm.rank == 3)))
+
+    with pytest.raises(CommError, match=r"rank [13]: received \d+ bytes from rank [13], expected") as caught:
+        threads.run(4, differ)
+    assert "in group 1, of the job's ranks 1, 3" in caught.value.__notes__
+
+
+@pytest.mark.parametrize(("color", "key"), [(1.5, 0), ([1], 0), (0, "first"), (0, None)])
+def test_a_color_is_a_number_or_a_name(color, key):
+    with pytest.raises(ConfigError, match="expected a number, a string or None, and a number as key"):
+        threads.run(2, lambda comm: comm.split(color, key))
+
+
+def test_a_group_that_is_dropped_leaves_nothing_behind():
+    def come_and_go(comm):
+        group = comm.split(0)
+        claims.all_reduce_is_exact(group, 1000, "float32", "sum")
+        gone = weakref.ref(group)
+        del group
+        gc.collect()
+        return gone() is None, len(comm._everywhere), comm._world
+
+    for is_gone, under_way, world in threads.run(2, come_and_go):
+        assert (is_gone, under_way, len(world.messages), len(world.receives)) == (True, 0, 0, 0)
+
+
 @pytest.mark.parametrize(
-    "claim", [claims.all_reduce_of_views, claims.json_of_every_length, claims.all_reduce_of_truths]
+    "claim",
+    [
+        claims.all_reduce_of_views,
+        claims.json_of_every_length,
+        claims.all_reduce_of_truths,
+        claims.groups_are_as_asked,
+    ],
 )
 def test_one_rank_alone_is_no_special_case(claim):
     claim(dt_comm.connect("local"))

@@ -76,6 +76,32 @@ def test_a_sum_in_a_window_is_exact_and_needs_no_message(world_size, dtype):
 
 
 @each_world_size
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_the_ranks_of_a_group_share_memory(world_size, dtype):
+    def work(comm):
+        group = comm.split(comm.rank % 2, key=-comm.rank)
+        array = filled(group, 1009, dtype)
+        before = group.bytes_sent
+        group.all_reduce(array)
+        claims.in_groups(comm, claims.all_reduce_is_exact, 1009, dtype, "max")
+        claims.groups_do_not_wait_for_each_other(comm, 0)
+        is_silent = group.bytes_sent == before or dtype == "int64"
+        return np.array_equal(array, claims.expected(group, (1009,), dtype)) and is_silent
+
+    assert on_node(world_size, work) == [True] * world_size
+
+
+def test_a_group_whose_ranks_differ_names_them_by_their_ranks_in_the_job():
+    def work(comm):
+        comm.split(comm.rank % 2).all_reduce(np.zeros(100 + (comm.rank == 3), np.float32))
+
+    words = "rank 1 has 'sum' of 100 float32, rank 3 'sum' of 101 float32; all ranks"
+    with pytest.raises(CommError, match=words) as caught:
+        on_node(4, work)
+    assert "in group 1, of the job's ranks 1, 3" in caught.value.__notes__
+
+
+@each_world_size
 @pytest.mark.parametrize("size", claims.SIZES)
 def test_all_reduce_is_exact_wherever_arrays_lie(world_size, size):
     def work(comm):

@@ -1,5 +1,7 @@
 """The claims of `tests.comm.claims` among processes, on as many ranks as the launcher has started."""
 
+import gc
+import pathlib
 import time
 
 import numpy as np
@@ -61,6 +63,39 @@ def test_all_gather_stacks(comm, shape):
 @pytest.mark.parametrize("seed", range(5))
 def test_pendings_interleave(comm, seed):
     claims.pendings_interleave(comm, seed)
+
+
+@pytest.mark.parametrize("claim", claims.OF_GROUPS)
+def test_groups_do_what_all_ranks_do(comm, claim):
+    claims.in_groups(comm, *claim)
+
+
+@pytest.mark.parametrize("claim", [claims.groups_are_as_asked, claims.messages_of_groups_stay_apart])
+def test_groups_among_processes(comm, claim):
+    claim(comm)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_do_not_wait_for_each_other(comm, seed):
+    claims.groups_do_not_wait_for_each_other(comm, seed)
+
+
+def test_groups_that_are_dropped_leave_no_memory_and_no_communicators_of_mpi(comm):
+    def descriptors_and_maps():
+        gc.collect()
+        comm.barrier()
+        maps = [line for line in pathlib.Path("/proc/self/maps").read_text().splitlines() if "memfd" in line]
+        return len(list(pathlib.Path("/proc/self/fd").iterdir())), len(maps)
+
+    before = descriptors_and_maps()
+    for _ in range(50):
+        group = comm.split(comm.rank % 2)
+        group.split(0)
+        group.all_reduce(group.allocate(1000))
+        group = None
+        gc.collect()
+    kept = len(getattr(comm, "_splits", {}))
+    claims.holds(comm, descriptors_and_maps() == before, kept <= 4)  # those of the last turns are freed by the next
 
 
 def test_the_ranks_are_those_of_the_launcher(comm):
