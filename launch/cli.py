@@ -23,7 +23,12 @@ class _RefusedError(click.ClickException):
 
 
 # by name, the module that has it
-_IMPORTED_WHEN_ASKED_FOR = {"bench": "launch.bench", "data": "launch.fetch", "doctor": "launch.doctor"}
+_IMPORTED_WHEN_ASKED_FOR = {
+    "bench": "launch.bench",
+    "ckpt": "launch.ckpt",
+    "data": "launch.fetch",
+    "doctor": "launch.doctor",
+}
 
 
 class _Commands(click.Group):

@@ -8,12 +8,15 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from disttrain.checkpoint.format import MANIFEST, Tensors, decode, digest, encode
+from disttrain.checkpoint.format import MANIFEST, Tensors, decode, decode_manifest, digest
+from disttrain.checkpoint.inspection import reader
+from disttrain.checkpoint.keeping import Keep, Metric
 from disttrain.checkpoint.storage import Storage, storage
-from disttrain.errors import CheckpointDamagedError, CheckpointError, ConfigError
+from disttrain.checkpoint.writing import whole, write
+from disttrain.errors import CheckpointDamagedError, CheckpointError
 from disttrain.observe import log
 
-__all__ = ["Checkpoint", "digest", "exists", "load", "save"]
+__all__ = ["Checkpoint", "Keep", "Metric", "Tensors", "digest", "exists", "load", "save"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,37 +34,22 @@ class Checkpoint:
     values: Any
 
 
-def save(path: str | os.PathLike[str], tensors: Tensors, values: Any, *, keep: int = 2) -> str:
+def save(path: str | os.PathLike[str], tensors: Tensors, values: Any, *, keep: int | Keep = 2) -> str:
     """Add a checkpoint to the directory `path`, which is made if need be, and return where it lies.
 
-    When this returns, the checkpoint is on the disk, whole. Older ones than the newest `keep` are removed.
+    When this returns, the checkpoint is on the disk, whole. Older ones that are not to be kept are removed.
 
     Args:
         path: a directory, or an fsspec address.
         tensors: arrays by group and name; each group becomes a safetensors file.
         values: whatever JSON can hold, and numbers that are not finite.
-        keep: how many checkpoints stay; two, so that a damaged one leaves one.
+        keep: which checkpoints stay: as many of the newest, or a Keep.
 
     Raises:
         CheckpointError: names the path and what the system said; what was there before still is.
     """
-    if keep < 1:
-        raise ConfigError(f"keep must be at least 1, not {keep}")
-    files = encode(tensors, values)
     place = storage(path)
-    try:
-        with place.lock():
-            known = place.numbers()
-            name = f"checkpoint-{max(known, default=0) + 1:06d}"
-            place.write(name, files)
-            for old in list(known.values())[: max(0, len(known) + 1 - keep)]:
-                place.remove(old)
-    except OSError as error:
-        size = sum(len(content) for content in files.values())
-        raise CheckpointError(
-            f"{place.place}: a checkpoint of {size} bytes could not be written: {error.strerror or error}; "
-            "those written before are untouched"
-        ) from error
+    name = write(place, whole(tensors), values, keep=keep if isinstance(keep, Keep) else Keep(last=keep))
     return f"{place.place}/{name}"
 
 
@@ -97,10 +85,10 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 def _load(place: Storage, name: str) -> Checkpoint:
-    prefix = f"{name}/" if name else ""
-    where = f"{place.place}/{name}".rstrip("/")
+    where, read = f"{place.place}/{name}".rstrip("/"), reader(place, name)
     try:
-        tensors, values = decode(lambda file, limit: place.read(prefix + file, limit))
+        manifest = decode_manifest(read)
+        tensors = decode(read, manifest)
     except CheckpointDamagedError as error:
         raise CheckpointDamagedError(f"{where}: {error}") from error
-    return Checkpoint(place=where, tensors=tensors, values=values)
+    return Checkpoint(place=where, tensors=tensors, values=manifest.values)

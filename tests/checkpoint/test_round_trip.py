@@ -117,7 +117,7 @@ def test_checkpoints_are_numbered_and_the_newest_are_kept(tmp_path):
     assert len(shelf.names(tmp_path)) == 3
     shelf.save(tmp_path, 6, keep=1)
     assert shelf.names(tmp_path) == ["checkpoint-000006"]
-    with pytest.raises(ConfigError, match="keep must be at least 1, not 0"):
+    with pytest.raises(ConfigError, match="keep: last must be an integer of at least 1, not 0"):
         shelf.save(tmp_path, keep=0)
 
 
