@@ -313,11 +313,19 @@ class Communicator(ABC):
         """Combine `array` in the node's memory, else by messages; `share`: where that has begun."""
         combine, host = combination(op, array), contiguous(array)
         flat = host.reshape(-1)
-        if self._node is not None and self._is_one_node:
+        # What nodes cannot sum goes round among all ranks, each node's side by side.
+        is_computed = flat.dtype in node.COMPUTED
+        between = [ranks[0] for ranks in self._nodes] if is_computed else list(itertools.chain(*self._nodes))
+        is_spread, number = is_computed and len(between) > 1, 0
+        if self._node is not None:
             share = share or self._node.all_reduce(flat, op)
+            number = self._node.reserve() if is_spread else 0
             yield share
-        if share is None or share.is_elsewhere:
-            yield from wire.all_reduce(flat, channel) if wire else ring.all_reduce(flat, combine, channel)
+        if self.rank in between and len(between) > 1:
+            there = channel.among(between)
+            yield from wire.all_reduce(flat, there) if wire else ring.all_reduce(flat, combine, there)
+        if self._node is not None and is_spread:
+            yield self._node.spread(flat, number)
         copy_back(host, array)
 
     def _start(self, steps: Steps, op: str, array: Array) -> Pending:

@@ -21,10 +21,12 @@ from disttrain.errors import CommError
 from disttrain.kernels import all_reduce
 from disttrain.observe import log
 
-_OPS = ("sum", "max", "min")
-# First those that the kernel computes; of the others it compares what the ranks announce.
+_OPS = ("sum", "max", "min", "first")
+# First those of COMPUTED.
 _DTYPES = tuple(np.dtype(char) for char in "fdebBhHiIlLqQ?FD")
-_KINDS = {op: {dtype: 3 * d + o for d, dtype in enumerate(_DTYPES)} for o, op in enumerate(_OPS)}
+_KINDS = {op: {dtype: len(_OPS) * d + o for d, dtype in enumerate(_DTYPES)} for o, op in enumerate(_OPS)}
+_SPREADING = _KINDS.pop("first")  # what ranks ask for by `spread` only
+COMPUTED = frozenset(_DTYPES[:2])  # what is summed in the node; of all else ranks compare that it is the same
 _OTHER = 63  # any other dtype
 _pointer_to = (ctypes.c_char * 0).from_buffer
 
@@ -153,6 +155,22 @@ class Node:
         status = self._start(self._address, data, array.size << 6 | kind)
         return True if status == all_reduce.DONE else self._share(status)
 
+    def reserve(self) -> int:
+        """Return a place among the collectives of this node, for `spread`: all ranks do so in the same order."""
+        self.ranks.next += 1
+        return int(self.ranks.next)
+
+    def spread(self, flat: HostArray, number: int) -> "Share":
+        """Start to replace `flat` by that of the node's first rank.
+
+        Args:
+            flat: as of `all_reduce`, of a dtype that is COMPUTED.
+            number: what `reserve` has returned; the collectives in between may be done or not.
+        """
+        self._collective.number, self._collective.count = number, flat.size
+        self._collective.kind, self._collective.data = _SPREADING[flat.dtype], flat.ctypes.data
+        return self._share(all_reduce.WAITS)
+
     def _share(self, status: int) -> "Share":
         """Return what is left of the collective that was started last."""
         share = Share(self, self._collective, status, self._continue)
@@ -178,7 +196,7 @@ class Share:
     """A rank's share in an all-reduce under way: a `Request`, done when this rank has nothing left to do in it.
 
     Attributes:
-        is_elsewhere: once done, whether the arrays are as they were: some are of another dtype, or in no window.
+        is_elsewhere: once done, whether the arrays are as they were, being of a dtype that is not COMPUTED.
     """
 
     def __init__(self, node: Node, collective: all_reduce.Collective, status: int, go_on: Any) -> None:

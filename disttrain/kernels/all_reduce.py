@@ -6,6 +6,7 @@ from typing import Any
 from disttrain.kernels.library import native
 
 WAITS, DONE, ELSEWHERE, DIFFERS = range(4)
+_SLOTS = 8
 
 _Numbers = ctypes.POINTER(ctypes.c_int64)
 
@@ -23,6 +24,8 @@ class Ranks(ctypes.Structure):
         ("segments", _Numbers),
         ("lengths", _Numbers),
         ("arrays", _Numbers),
+        ("settled", ctypes.c_int64),
+        ("freed_by", ctypes.c_int64 * _SLOTS),
     )
 
 
@@ -39,6 +42,7 @@ class Collective(ctypes.Structure):
         ("phase", ctypes.c_int64),
         ("ready", ctypes.c_int64),
         ("waited_ns", ctypes.c_int64),
+        ("first", ctypes.c_int64),
     )
 
 

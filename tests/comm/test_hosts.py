@@ -1,5 +1,6 @@
 """Jobs of several hosts, of which each shares memory among its ranks: simulated, in one process."""
 
+import numpy as np
 import pytest
 
 from disttrain import env
@@ -73,6 +74,81 @@ def test_all_reduce_is_exact_on_several_hosts(hosts, size):
 @each_layout
 def test_pendings_interleave_on_several_hosts(hosts, seed):
     on_hosts(hosts, claims.pendings_interleave, seed)
+
+
+@each_layout
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("place", ["window", "elsewhere", "either"])
+def test_each_byte_leaves_a_node_once_and_not_once_per_rank(hosts, dtype, place):
+    count = len(set(hosts))
+
+    def work(comm):
+        right = []
+        for size in (5, 1000, 100_003):
+            array = comm.allocate(size, dtype)
+            if place == "elsewhere" or (place == "either" and comm.rank % 2):
+                array = np.zeros(size, dtype)
+            for op in claims.OPS:
+                array[:] = claims.values((size,), dtype, comm.rank)
+                before = comm.bytes_sent
+                comm.all_reduce(array, op)
+                sent = comm.bytes_sent - before
+                right.append(np.array_equal(array, claims.expected(comm, (size,), dtype, op)))
+                everyone = comm.all_gather_json(sent)
+                right.append(sum(everyone) == 2 * (count - 1) * array.nbytes)
+                # a chunk stays at home in each half of the ring, up to one element longer than the mean
+                of_node = [sum(everyone[rank] for rank in ranks) for ranks in comm._nodes]
+                right += [each <= 2 * (count - 1) * array.nbytes / count + 2 * array.itemsize for each in of_node]
+        claims.holds(comm, *right)
+
+    on_hosts(hosts, work)
+
+
+@pytest.mark.parametrize("size", [50, 5000, 300_000])
+def test_bits_are_the_same_on_all_hosts(size):
+    def work(comm):
+        array = np.random.default_rng(comm.rank).standard_normal(size).astype(np.float32)
+        window = comm.allocate(size)
+        window[:] = array
+        return comm.all_reduce(array).tobytes(), comm.all_reduce(window).tobytes()
+
+    results = on_hosts("aaabbc", work)
+    assert len({bits for pair in results for bits in pair}) == 1
+
+
+def test_many_sums_in_flight_on_several_hosts():
+    def work(comm):
+        sizes = [(7 * i * i + i) % 60_000 for i in range(30)]
+        arrays = [comm.allocate(size) if i % 3 else np.zeros(size, np.float32) for i, size in enumerate(sizes)]
+        for turn in range(2):
+            for array in arrays:
+                array[:] = claims.values(array.shape, "float32", comm.rank)
+            pendings = [comm.start_all_reduce(array) for array in arrays]
+            order = np.random.default_rng(comm.rank + turn).permutation(len(pendings))
+            for at in order:
+                pendings[at].advance()
+            for at in order:
+                pendings[at].wait()
+            claims.holds(comm, *(np.array_equal(a, claims.expected(comm, a.shape, "float32")) for a in arrays))
+
+    on_hosts("aabcb", work)
+
+
+def test_ranks_of_a_node_that_differ_are_named_as_in_the_job():
+    def work(comm):
+        comm.all_reduce(np.zeros(6 if comm.rank == 3 else 5))
+
+    with pytest.raises(CommError, match="rank 1 has 'sum' of 5 float64, rank 3 'sum' of 6 float64"):
+        on_hosts("abab", work)
+
+
+def test_waiting_for_a_rank_of_this_host_that_has_ended_names_it():
+    def work(comm):
+        if comm.rank == 1:
+            comm.all_reduce(np.zeros(5))
+
+    with pytest.raises(CommError, match="rank 3 has left the job"):
+        on_hosts("abab", work)
 
 
 def test_errors_of_a_node_name_the_ranks_of_the_job():

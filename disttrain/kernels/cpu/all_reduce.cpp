@@ -2,12 +2,19 @@
 //
 //   out[i] = (..(x_0[i] + x_1[i]) + ..) + x_(p-1)[i]     in place, on every rank, x_r being the array of rank r
 //
+// A fourth operation, the first, spreads the array of rank 0 in the same ways: out[i] = x_0[i].
+//
 // The order is that of the ranks, whatever the size and whoever computes: the same bits on all. Each rank announces its
 // array in a slot, which it alone writes and all read. Where every array lies where all can reach it, in a window of
 // memory that all have mapped, or, when it is not long, as a copy in the slot itself, each rank combines its part of all
 // and writes that to all: they meet twice, and each element crosses as often as in a ring. What is short is always in
 // the slots, and every rank combines all of it: they meet once. NaN goes through a maximum as through NumPy's.
-// Of what lies elsewhere, or has another dtype, only the announcements are compared.
+//
+// Where an array is long and lies elsewhere, all ranks copy theirs piece by piece into lanes that all have mapped, and
+// combine all of a piece while it is in the caches. A rank has one lane: what passes there does so in the order of
+// collectives, after all earlier ones have been found to need the lane no more.
+//
+// Of another dtype only the announcements are compared.
 //
 // Flags are numbers of collectives, which only grow: an array is there when its slot has the number (release, acquire).
 // A slot serves again SLOTS collectives later, when every rank is done with what it held.
@@ -29,12 +36,13 @@ namespace {
 
 constexpr int64_t LINE = 64, SLOTS = 8;
 constexpr int64_t MAIL_BYTES = 1 << 17, SHORT_BYTES = 1 << 11;
+constexpr int64_t PIECE_BYTES = 1 << 16, PIECES = 16;
 
 // As in disttrain/comm/waiting.py, where it was measured.
 constexpr int64_t YIELD_NS = 1000000, SLEEP_NS = 50000;
 
 enum Status : int { WAITS, DONE, ELSEWHERE, DIFFERS };
-enum Phase : int64_t { NEW, ANNOUNCED, WRITTEN, TAKEN };
+enum Phase : int64_t { NEW, ANNOUNCED, QUEUED, PASSING, WRITTEN, TAKEN };
 
 // What a rank announces: `window` is IN_SLOT for a copy in the slot, NOWHERE where others cannot reach it.
 constexpr int64_t IN_SLOT = -1, NOWHERE = -2;
@@ -52,6 +60,13 @@ struct alignas(LINE) Slot {
     alignas(LINE) char mail[MAIL_BYTES];
 };
 
+// Where pieces of a rank's arrays pass, numbered over all collectives; it lies behind the rank's slots.
+struct alignas(LINE) Lane {
+    std::atomic<int64_t> filled;                // how many pieces this rank has put here
+    alignas(LINE) std::atomic<int64_t> passed;  // how many it has combined: of these it reads nobody's any more
+    alignas(LINE) char pieces[PIECES][PIECE_BYTES];
+};
+
 // The ranks of a node, as one of them sees them.
 struct Node {
     int64_t rank, size, next;
@@ -61,6 +76,8 @@ struct Node {
     char* const* segments;   // windows x size: where each rank's segment of a window lies here; null: given up
     const int64_t* lengths;  // windows: bytes of a segment
     char** arrays;           // size: room for where arrays lie
+    int64_t settled;          // all collectives up to this one need the lane no more
+    int64_t freed_by[SLOTS];  // the last one in each slot that needs it no more
 };
 
 // A collective under way.
@@ -70,6 +87,7 @@ struct Collective {
     int64_t number, count, kind;
     char* data;
     int64_t phase, ready, waited_ns;  // ready: ranks of which it is known that they have come as far
+    int64_t first;                    // the number of its first piece in the lane
 };
 
 inline void pause() {
@@ -85,6 +103,10 @@ inline int64_t now_ns() {
 }
 
 inline Slot& slot_of(const Collective& c, int64_t rank) { return c.node->slots[rank][c.number % SLOTS]; }
+
+inline Lane& lane_of(const Collective& c, int64_t rank) {
+    return *reinterpret_cast<Lane*>(c.node->slots[rank] + SLOTS);
+}
 
 // Returns where the array of `rank` is here, which every rank has announced.
 inline char* array_of(const Collective& c, int64_t rank) {
@@ -120,7 +142,7 @@ template <typename IsReady> bool all_are(Collective& c, int64_t limit_ns, const 
     return is_so;
 }
 
-// Of single elements and of vectors of them.
+// The ranks' operations, of single elements and of vectors of them.
 struct Sum {
     template <typename T> static T of(T a, T b) { return a + b; }
 };
@@ -129,6 +151,9 @@ struct Maximum {
 };
 struct Minimum {
     template <typename T> static T of(T a, T b) { return (a <= b) | (a != a) ? a : b; }
+};
+struct First {
+    template <typename T> static T of(T a, T) { return a; }
 };
 
 // Combines elements [begin, end) of all ranks' arrays x, in the order of ranks, and writes them to the arrays y, which
@@ -147,10 +172,14 @@ inline void combine(T* const* x, int64_t size, T* const* y, int64_t targets, int
         }
         for (int64_t t = 0; t < targets; t++) std::memcpy(y[t] + at, &line, LINE);
     }
-    for (; at < end; at++) {
-        T value = x[0][at];
-        for (int64_t rank = 1; rank < size; rank++) value = Op::of(value, x[rank][at]);
-        for (int64_t t = 0; t < targets; t++) y[t][at] = value;
+    for (; at < end; at++) {  // copied as well: an array that is not in a window may begin anywhere
+        T value, next;
+        std::memcpy(&value, x[0] + at, sizeof(T));
+        for (int64_t rank = 1; rank < size; rank++) {
+            std::memcpy(&next, x[rank] + at, sizeof(T));
+            value = Op::of(value, next);
+        }
+        for (int64_t t = 0; t < targets; t++) std::memcpy(y[t] + at, &value, sizeof(T));
     }
 }
 
@@ -178,17 +207,30 @@ template <typename T, typename Op> void combine_part(const Collective& c) {
     }
 }
 
-typedef void (*Work)(const Collective&);
+// Combines the piece that is in everyone's lane: `bytes` of it, from byte `at` of the arrays on.
+template <typename T, typename Op> void combine_piece(const Collective& c, int64_t at, int64_t bytes, int64_t piece) {
+    char** x = c.node->arrays;
+    for (int64_t rank = 0; rank < c.node->size; rank++) x[rank] = lane_of(c, rank).pieces[piece % PIECES];
+    x[c.node->rank] = c.data + at;
+    T* y = reinterpret_cast<T*>(c.data + at);
+    combine<T, Op>(reinterpret_cast<T* const*>(x), c.node->size, &y, 1, 0, bytes / sizeof(T));
+}
 
-// By kind: float32, float64; of each sum, maximum, minimum.
-constexpr Work ALL[] = {combine_all<float, Sum>,  combine_all<float, Maximum>,  combine_all<float, Minimum>,
-                        combine_all<double, Sum>, combine_all<double, Maximum>, combine_all<double, Minimum>};
-constexpr Work PART[] = {combine_part<float, Sum>,  combine_part<float, Maximum>,  combine_part<float, Minimum>,
-                         combine_part<double, Sum>, combine_part<double, Maximum>, combine_part<double, Minimum>};
+struct Work {
+    void (*all)(const Collective&);
+    void (*part)(const Collective&);
+    void (*piece)(const Collective&, int64_t at, int64_t bytes, int64_t piece);
+};
 
-constexpr int64_t KINDS = sizeof ALL / sizeof *ALL;
+template <typename T, typename Op> constexpr Work OF = {combine_all<T, Op>, combine_part<T, Op>, combine_piece<T, Op>};
 
-inline int64_t element_bytes(const Collective& c) { return c.kind < 3 ? sizeof(float) : sizeof(double); }
+// By kind: float32, float64; of each sum, maximum, minimum, first.
+constexpr Work WORK[] = {OF<float, Sum>,  OF<float, Maximum>,  OF<float, Minimum>,  OF<float, First>,
+                         OF<double, Sum>, OF<double, Maximum>, OF<double, Minimum>, OF<double, First>};
+
+constexpr int64_t KINDS = sizeof WORK / sizeof *WORK, OPS = 4;
+
+inline int64_t element_bytes(const Collective& c) { return c.kind < OPS ? sizeof(float) : sizeof(double); }
 
 inline int64_t bytes_of(const Collective& c) { return c.count * element_bytes(c); }
 
@@ -216,6 +258,42 @@ void announce(const Collective& c) {
     own.announced.store(c.number, std::memory_order_release);
 }
 
+// Notes that the collective needs the lane no more.
+void settle(const Collective& c) {
+    Node& node = *c.node;
+    node.freed_by[c.number % SLOTS] = c.number;
+    while (node.freed_by[(node.settled + 1) % SLOTS] > node.settled) node.settled++;
+}
+
+// Passes the array through the lane; returns whether that is done. Waits for about limit_ns, at each piece, at most.
+bool pass(Collective& c, int64_t limit_ns) {
+    Lane& own = lane_of(c, c.node->rank);
+    int64_t total = bytes_of(c), end = c.first + (total + PIECE_BYTES - 1) / PIECE_BYTES;
+    int64_t filled = own.filled.load(std::memory_order_relaxed), passed = own.passed.load(std::memory_order_relaxed);
+    auto at = [&](int64_t piece) { return (piece - c.first) * PIECE_BYTES; };
+    auto bytes = [&](int64_t piece) { return total - at(piece) < PIECE_BYTES ? total - at(piece) : PIECE_BYTES; };
+    auto has_room = [&](int64_t rank) {
+        return lane_of(c, rank).passed.load(std::memory_order_acquire) > filled - PIECES;
+    };
+    auto is_filled = [&](Slot&) { return lane_of(c, c.ready).filled.load(std::memory_order_acquire) > passed; };
+    while (passed < end) {
+        int64_t rank = 0;
+        while (filled < end && rank < c.node->size && has_room(rank)) rank++;
+        if (rank == c.node->size) {
+            std::memcpy(own.pieces[filled % PIECES], c.data + at(filled), bytes(filled));
+            own.filled.store(++filled, std::memory_order_release);
+            c.ready = 0;
+        } else if (filled > passed) {
+            if (!all_are(c, limit_ns, is_filled)) return false;
+            WORK[c.kind].piece(c, at(passed), bytes(passed), passed);
+            own.passed.store(++passed, std::memory_order_release);
+        } else if (!all_are(c, limit_ns, [&](Slot&) { return has_room(c.ready); })) {
+            return false;
+        }
+    }
+    return true;
+}
+
 // Returns DONE where every rank means the same, by arrays that all can reach.
 Status compare(const Collective& c) {
     Status status = DONE;
@@ -231,11 +309,11 @@ Status compare(const Collective& c) {
 
 extern "C" {
 
-// Returns the bytes of the memory in which each rank announces: zeroed, aligned to 64 bytes, mapped by all.
-int disttrain_slots_bytes() { return SLOTS * sizeof(Slot); }
+// Returns the bytes of each rank's slots and lane: zeroed, aligned to 64 bytes, mapped by all.
+int disttrain_slots_bytes() { return SLOTS * sizeof(Slot) + sizeof(Lane); }
 
 // Moves on, waiting for about limit_ns at most where it must wait, and returns a Status. After ELSEWHERE, on all ranks,
-// the array is as it was; after DIFFERS nothing can be started any more.
+// the array is as it was: it is of another dtype. After DIFFERS nothing can be started any more.
 int disttrain_continue_all_reduce(Collective* c, int64_t limit_ns) {
     Slot& own = slot_of(*c, c->node->rank);
     if (c->phase == NEW) {
@@ -251,10 +329,27 @@ int disttrain_continue_all_reduce(Collective* c, int64_t limit_ns) {
         if (!all_are(*c, limit_ns, is_there)) return WAITS;
         status = compare(*c);
         if (status == DIFFERS) return DIFFERS;
-        bool is_whole = status == ELSEWHERE || is_short(*c);  // others write nothing of it
-        if (status == DONE) (is_whole ? ALL : PART)[c->kind](*c);
+        if (status == ELSEWHERE && c->kind < KINDS) {
+            c->phase = QUEUED;
+        } else {
+            settle(*c);
+            bool is_whole = status == ELSEWHERE || is_short(*c);  // others write nothing of it
+            if (status == DONE) (is_whole ? WORK[c->kind].all : WORK[c->kind].part)(*c);
+            own.finished.store(c->number, std::memory_order_release);
+            c->phase = is_whole ? TAKEN : WRITTEN;
+        }
+    }
+    if (c->phase == QUEUED) {
+        if (c->node->settled != c->number - 1) return WAITS;  // who waits, waits for an earlier one
+        c->first = lane_of(*c, c->node->rank).passed.load(std::memory_order_relaxed);
+        c->phase = PASSING;
+    }
+    if (c->phase == PASSING) {
+        if (!pass(*c, limit_ns)) return WAITS;
+        settle(*c);
         own.finished.store(c->number, std::memory_order_release);
-        c->phase = is_whole ? TAKEN : WRITTEN;
+        c->phase = TAKEN;
+        status = DONE;
     }
     if (c->phase == WRITTEN) {
         auto is_written = [&](Slot& slot) { return slot.finished.load(std::memory_order_acquire) >= c->number; };
@@ -266,11 +361,11 @@ int disttrain_continue_all_reduce(Collective* c, int64_t limit_ns) {
 }
 
 // Starts to combine elements at `data`, and goes on as above. All ranks start the same, in the same order. `what` is
-// 64 count + kind, which is 0 to 2 for the sum, maximum and minimum of float32, 3 to 5 of float64, more for anything
-// else, which ends with ELSEWHERE. c->node and c->limit_ns are set, c->node->size is at least 2. Few arguments: from
+// 64 count + kind, which is 0 to 3 for the sum, maximum, minimum and first of float32, 4 to 7 of float64, more for
+// anything else, which ends with ELSEWHERE. c->node and c->limit_ns are set, c->node->size is at least 2. Few arguments: from
 // Python each costs 0.1 us.
 int disttrain_start_all_reduce(Collective* c, char* data, int64_t what) {
-    *c = {c->node, c->limit_ns, ++c->node->next, what >> 6, what & 63, data, NEW, 0, 0};
+    *c = {c->node, c->limit_ns, ++c->node->next, what >> 6, what & 63, data, NEW, 0, 0, 0};
     return disttrain_continue_all_reduce(c, c->limit_ns);
 }
 
