@@ -23,6 +23,10 @@ KERNELS = "DISTTRAIN_KERNELS"
 THREADS = "DISTTRAIN_THREADS"
 MATMUL_PRECISION = "DISTTRAIN_MATMUL_PRECISION"
 HOST = "DISTTRAIN_HOST"
+RENDEZVOUS = "DISTTRAIN_RENDEZVOUS"
+SECRET = "DISTTRAIN_SECRET"  # noqa: S105 - the name of it
+SECRET_FILE = "DISTTRAIN_SECRET_FILE"  # noqa: S105
+INTERFACE = "DISTTRAIN_INTERFACE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +125,26 @@ def host(environ: Mapping[str, str] = os.environ) -> str:
     Containers on one machine are hosts of their own where they have names of their own.
     """
     return environ.get(HOST) or f"{_boot_id()} {platform.node()}"
+
+
+def rendezvous(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the ``host:port`` at which rank 0 listens for the others, as ``DISTTRAIN_RENDEZVOUS`` says; else empty."""
+    return environ.get(RENDEZVOUS, "")
+
+
+def secret(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the job's secret in ``DISTTRAIN_SECRET``; empty where it is not set."""
+    return environ.get(SECRET, "")
+
+
+def secret_file(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the file that ``DISTTRAIN_SECRET_FILE`` names, in which the job's secret is; None where it is not set."""
+    return Path(environ[SECRET_FILE]) if environ.get(SECRET_FILE) else None
+
+
+def interface(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the network interface, or its address, that ``DISTTRAIN_INTERFACE`` asks for; empty: the job's."""
+    return environ.get(INTERFACE, "")
 
 
 def job_dir(environ: Mapping[str, str] = os.environ) -> Path | None:

@@ -61,6 +61,12 @@ def main() -> None:
     help="What starts them: mpirun, local (this machine, without MPI), or a dotted path of your own. [default: by -n]",
 )
 @click.option(
+    "--transport",
+    default="",
+    metavar="NAME",
+    help="How they communicate: mpi, shm, tcp, or a dotted path of your own. [default: by --launcher]",
+)
+@click.option(
     "--hang-timeout",
     type=click.FloatRange(min=0),
     default=Job.hang_timeout_s,
@@ -70,13 +76,22 @@ def main() -> None:
 )
 @click.argument("script", type=click.Path(exists=True, dir_okay=False))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def run(workers: int, launcher: str, hang_timeout: float, script: str, arguments: tuple[str, ...]) -> None:
+def run(
+    workers: int, launcher: str, transport: str, hang_timeout: float, script: str, arguments: tuple[str, ...]
+) -> None:
     """Run SCRIPT on one or more workers, and end with its exit code.
 
     All that follows SCRIPT belongs to it. Each line of output carries the rank that wrote it; when a rank
     fails, all end, and its traceback comes last.
     """
-    job = Job(workers=workers, script=script, arguments=arguments, launcher=launcher, hang_timeout_s=hang_timeout)
+    job = Job(
+        workers=workers,
+        script=script,
+        arguments=arguments,
+        launcher=launcher,
+        transport=transport,
+        hang_timeout_s=hang_timeout,
+    )
     try:
         sys.exit(supervise(job))
     except DisttrainError as error:

@@ -20,6 +20,7 @@ class Job:
         script: path of the user's script.
         arguments: the script's own arguments, passed on unchanged.
         launcher: a module of this package, or a dotted path; empty chooses by `workers`.
+        transport: how workers communicate; empty: as the launcher and their environment say.
         python: the interpreter that runs the workers.
         hang_timeout_s: how long a rank may hold up the others in a step; other limits are multiples of it; 0: for ever.
     """
@@ -28,6 +29,7 @@ class Job:
     script: str
     arguments: tuple[str, ...] = ()
     launcher: str = ""
+    transport: str = ""
     python: str = sys.executable
     hang_timeout_s: float = 5.0
 

@@ -207,10 +207,11 @@ class _Running:
 
     def _environment(self) -> dict[str, str]:
         """Return the environment, in which rich finds the terminal that workers cannot see."""
+        transport = {env.TRANSPORT: self._job.transport} if self._job.transport else {}
         if not os.isatty(1):
-            return dict(os.environ)
+            return {**os.environ, **transport}
         columns = shutil.get_terminal_size().columns - len(self._label(self._job.workers - 1))
-        return {"TTY_COMPATIBLE": "1", **os.environ, "COLUMNS": str(columns)}
+        return {"TTY_COMPATIBLE": "1", **os.environ, **transport, "COLUMNS": str(columns)}
 
     def _label(self, rank: int) -> bytes:
         return b"[%d] " % rank if self._job.workers > 1 else b""

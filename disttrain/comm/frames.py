@@ -4,6 +4,7 @@ What a rank has not asked for yet waits in the pipe, or, where another message l
 """
 
 import struct
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +12,15 @@ from typing import Protocol
 
 import numpy as np
 
-from disttrain import env
+from disttrain import env, progress
 from disttrain.comm.base import Communicator
 from disttrain.comm.pending import HostArray, Request
 from disttrain.comm.queues import Queues
-from disttrain.comm.waiting import wait_until
+from disttrain.comm.waiting import Patience, wait_until
 from disttrain.errors import CommError
 
+_LOOK_S = 0.25  # how often a rank that waits looks at the clock
+_LAST_WORDS_S = 0.25  # a rank may have ended because another one was lost, which this one does not know yet
 _HEADER = struct.Struct("<qq")  # tag, bytes
 # What a header may announce: more comes of a broken pipe, and memory is not taken for it.
 _MOST_BYTES, CONTROL_BYTES = 1 << 40, 1 << 12
@@ -49,14 +52,15 @@ class FramedCommunicator(Communicator):
         self._control_outboxes = {rank: _Outbox(pipe) for rank, pipe in controls.items()}
         self._control_inboxes = {rank: _Inbox(pipe, rank, CONTROL_BYTES) for rank, pipe in controls.items()}
         self._busy: set[_Outbox | _Inbox] = set()
+        self.lost: int | None = None  # a rank that has ended without a word: the job cannot go on
 
     @abstractmethod
     def has_ended(self, rank: int) -> bool:
         """Return whether `rank` communicates no more; what it has sent before may still be in its pipe."""
 
     def await_news(self, is_done: Callable[[], bool]) -> None:
-        """Return when `is_done`, at the latest; it moves messages on."""
-        wait_until(is_done)
+        """Return when `is_done`, or, sooner, after a while; asking that moves messages on."""
+        wait_until(is_done, _LOOK_S)
 
     def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
         message = _Sent(self, dest, tag, array)
@@ -73,7 +77,7 @@ class FramedCommunicator(Communicator):
         """Start to send `data`, at most 4 KiB, past all messages; never blocks."""
         if len(data) > CONTROL_BYTES:
             raise CommError(f"a control message of {len(data)} bytes: expected at most {CONTROL_BYTES}")
-        self._post(self._control_outboxes[rank], _Sent(self, rank, 0, np.frombuffer(data, np.uint8)))
+        self._say(rank, 0, data)
 
     def _told(self) -> tuple[int, bytes] | None:
         """Return the rank and the data of a control message that has come, None where there is none; never blocks."""
@@ -82,6 +86,17 @@ class FramedCommunicator(Communicator):
             if data is not None:
                 return rank, data
         return None
+
+    def check(self, limit_s: float = 0.0) -> None:
+        """Raise `CommError` if a rank has ended without a word, or does within `limit_s`."""
+        if self.lost is not None:
+            raise CommError(
+                f"rank {self.lost} has ended without a word, killed or after an error of its own, and rank {self.rank} "
+                f"cannot go on without it in {progress.own().what_words}"
+            )
+
+    def _say(self, rank: int, tag: int, data: bytes) -> None:
+        self._post(self._control_outboxes[rank], _Sent(self, rank, tag, np.frombuffer(data, np.uint8)))
 
     def _post(self, outbox: "_Outbox", message: "_Sent") -> None:
         outbox.post(message)
@@ -116,7 +131,9 @@ class _Message(ABC):
         self._comm.move()
         if self.is_through():
             return True
+        self._comm.check()
         if has_ended:
+            self._comm.check(_LAST_WORDS_S)
             raise CommError(
                 f"rank {self._comm.rank}: rank {self._peer} has ended, with a message to or from it still under way; "
                 "every rank must communicate alike"
@@ -125,7 +142,12 @@ class _Message(ABC):
 
     def wait(self) -> None:
         """Block until the message has gone through."""
+        if self.test():
+            return
+        progress.waits_for(self._peer)
+        patience = Patience(self._comm.rank, self._peer, time.monotonic())
         while not self.test():
+            patience.check(time.monotonic())
             # what has moved is worth looking out for the next
             self._comm.await_news(lambda: self._comm.move() or self.test())
 
@@ -257,6 +279,12 @@ class _Inbox:
         self._arrived.take(0)
         data: bytes = arrived.data.tobytes()
         return data
+
+    def has(self, tag: int) -> bool:
+        """Return whether a message of `tag` has come, that nobody has asked for."""
+        while self._read():
+            pass
+        return self._arrived.first(tag) is not None
 
     def _read(self) -> bool:
         """Return whether there was anything to read."""

@@ -8,13 +8,14 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from disttrain import env, progress
 from disttrain.comm.base import Communicator
+from disttrain.comm.ending import abort_on_exception
 from disttrain.comm.pending import HostArray, Request
 from disttrain.comm.waiting import SLEEP_S, YIELD_S, Patience, left_alone
 from disttrain.errors import CommError, LaunchError
@@ -49,7 +50,7 @@ def connect() -> Communicator:
         )
     comm = MpiCommunicator(mpi, mpi.COMM_WORLD.Dup(), mpi.COMM_WORLD.Dup())
     if comm.world_size > 1:
-        _abort_on_exception(comm)
+        abort_on_exception(comm)
         atexit.register(comm.leave)
         comm.join_node(env.host())
     return comm
@@ -207,16 +208,3 @@ def _load() -> ModuleType:
                 "'module load' does on a cluster"
             ) from error
     return MPI
-
-
-def _abort_on_exception(comm: MpiCommunicator) -> None:
-    """End all ranks after the traceback of one: the others would wait for it for ever."""
-    print_traceback = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        print_traceback(kind, error, traceback)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        comm.abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
-
-    sys.excepthook = hook

@@ -4,15 +4,11 @@ Every rank has two rings for each rank that sends to it: one for messages, and a
 """
 
 import atexit
-import itertools
-import json
 import os
 import platform
-import stat
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -20,18 +16,15 @@ from disttrain import env
 from disttrain.comm.base import Communicator
 from disttrain.comm.frames import FramedCommunicator, Pipe
 from disttrain.comm.pending import HostArray
-from disttrain.comm.segments import Exchange, SegmentsError, share
-from disttrain.comm.waiting import wait_until
+from disttrain.comm.rendezvous import exchange_in
+from disttrain.comm.segments import SegmentsError, share
 from disttrain.errors import LaunchError
 from disttrain.kernels.library import chosen, native
 
-_JOIN_S = 300.0  # until all ranks have imported what their script does first
 _LINE = 64  # bytes: what different processes write lies in different lines of the cache
 # Messages of the ring algorithm are summed in pieces of 1 MiB: of that, a part that stays in the cache.
 _RING_BYTES, _LEAST_RING_BYTES, _ALL_RINGS_BYTES = 1 << 18, 1 << 14, 1 << 22
 _CONTROL_RING_BYTES = 1 << 12
-
-_exchanges = itertools.count()  # of this process; the same on all ranks
 
 
 def connect() -> Communicator:
@@ -48,10 +41,7 @@ def connect() -> Communicator:
             f"the transport shm needs the folder of a job ({env.JOB_DIR}): start it by "
             "disttrain run --launcher local -n N script.py"
         )
-    found = folder.stat()
-    if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
-        raise LaunchError(f"others can write to the job's folder {folder}: it must belong to this user, with mode 0700")
-    exchange = _through(folder, place.rank, place.world_size)
+    exchange = exchange_in(folder, place)
     ring_bytes = max(_LEAST_RING_BYTES, min(_RING_BYTES, _ALL_RINGS_BYTES // place.world_size // _LINE * _LINE))
     try:
         segments = share(
@@ -174,26 +164,6 @@ def _divided(memory: HostArray, world_size: int) -> tuple[HostArray, HostArray]:
     """Return the memory of a rank's rings, and of those for control messages, shapes ``(world_size, bytes)``."""
     controls = world_size * (2 * _LINE + _CONTROL_RING_BYTES)
     return memory[:-controls].reshape(world_size, -1), memory[-controls:].reshape(world_size, -1)
-
-
-def _through(folder: Path, rank: int, world_size: int) -> Exchange:
-    """Return what exchanges values through files in `folder`."""
-
-    def exchange(value: Any) -> list[Any]:
-        number = next(_exchanges)
-        own = folder / f"shm.{number}.{rank}"
-        written = own.with_suffix(f".{rank}.tmp")
-        written.write_text(json.dumps(value))
-        written.rename(own)
-        files = [folder / f"shm.{number}.{other}" for other in range(world_size)]
-        for other, file in enumerate(files):
-            if not wait_until(file.exists, _JOIN_S):
-                raise LaunchError(
-                    f"rank {other} of {world_size} has not come within {_JOIN_S:.0f} s: {file} is missing"
-                )
-        return [json.loads(file.read_text()) for file in files]
-
-    return exchange
 
 
 def _fence() -> Callable[[], None]:

@@ -16,7 +16,7 @@ from tests.conftest import STDERR
 @pytest.fixture(scope="session")
 def comm():
     """Return this rank's communicator, over the transport of its launcher; over MPI also when it is alone."""
-    return dt_comm.init("shm" if env.transport() == "shm" else "mpi")
+    return dt_comm.init(env.transport() if env.transport() in ("shm", "tcp") else "mpi")
 
 
 @pytest.hookimpl(tryfirst=True)
