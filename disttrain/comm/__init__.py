@@ -1,4 +1,7 @@
-"""Communication among the ranks of a job: `init` joins it, by MPI, or alone, by one call."""
+"""Communication among the ranks of a job: `init` joins it, by MPI, or alone, by one call.
+
+`functional` has what can be differentiated.
+"""
 
 import importlib
 import os
@@ -8,17 +11,27 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
 from disttrain import env, progress
 from disttrain.comm.base import Communicator, Pending, Request
 from disttrain.errors import ConfigError, unknown_name
 from disttrain.observe import log
 
-__all__ = ["Communicator", "Pending", "Request", "connect", "current", "init", "use"]
+if TYPE_CHECKING:
+    from disttrain.comm import functional
+
+__all__ = ["Communicator", "Pending", "Request", "connect", "current", "functional", "init", "use"]
 
 _joining = threading.Lock()
 _joined: Communicator | None = None
 _in_use: ContextVar[Communicator | None] = ContextVar("communicator", default=None)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "functional":  # at its first use: it needs autodiff, and communication does not
+        return importlib.import_module(f"{__name__}.functional")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def init(transport: str | None = None) -> Communicator:
