@@ -41,7 +41,7 @@ def show_parts(name: str) -> None:
         model.train_on_batch(x, y)
         step_s = time.perf_counter() - begin
     (replica,) = model._replicas.values()
-    (plan,) = replica.step.training.plans.values()
+    (plan,) = replica.steps[0].training.plans.values()
     times: defaultdict[str, float] = defaultdict(float)
     for row, seconds in zip(plan.rows(), plan.times_s(max(3, int(_RUNS_S / step_s))), strict=True):
         times[row.name.split(" of ")[0]] += seconds

@@ -56,7 +56,7 @@ _WORDS = {
     Phase.LEFT: "the end",
 }
 _OF_A_STEP = {Phase.FORWARD, Phase.BACKWARD, Phase.BUCKET, Phase.METRICS, Phase.OPTIMIZER}
-_OPS = ("", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier", "send", "recv")
+_OPS = ("", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier", "send", "recv", "shard_sum")
 _MESSAGES = ("send", "recv")
 _KINDS = {"f": "float", "i": "int", "u": "uint", "b": "bool", "c": "complex"}
 

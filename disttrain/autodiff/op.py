@@ -210,6 +210,7 @@ class Op(Generic[P]):
         self.is_elementwise = False
         self.may_view = False  # whether its output may be its first argument's memory in another shape
         self.is_in_place = False  # whether it changes its first argument, and returns it
+        self.is_collective = False  # whether it waits for others, who may compute meanwhile
         self.keeps_output = False
         self.asks_needs = False
         self._kept: tuple[bool, ...] = ()

@@ -125,8 +125,13 @@ class Plan:
         return number
 
     def _find_homes(self, home: Callable[[Any], Array]) -> dict[int, Array]:
-        """Return the arrays that are computed right where a gradient belongs: nobody needs them afterwards."""
+        """Return the arrays that are computed right where a gradient belongs: nobody needs them afterwards.
+
+        Nor does anybody else write there before the gradient is final: that could be while a collective waits.
+        """
         last_use = {self._root(a): i for i, c in enumerate(self._trace.calls) for a in c.args if isinstance(a, int)}
+        made = {c.output: i for i, c in enumerate(self._trace.calls) if c.op is not None}
+        waits = list(itertools.accumulate(c.op is not None and c.op.is_collective for c in self._trace.calls))
         deliveries = Counter(self._root(c.output) for c in self._trace.calls if c.op is None)
         homes: dict[int, Array] = {}
         for i, call in enumerate(self._trace.calls):
@@ -137,6 +142,7 @@ class Plan:
                 and last_use[root] == i
                 and self._trace.seen[root].array is None
                 and self._is_reshaped(call.output)
+                and waits[made[root]] == waits[i]
             ):
                 homes[root] = home(call.parameter).reshape(self._trace.seen[root].shape)
         return homes

@@ -13,7 +13,7 @@ import numpy as np
 
 from disttrain import progress
 from disttrain.backend import Array, get_array_module
-from disttrain.comm import node, ring, tree
+from disttrain.comm import canonical, node, ring, tree
 from disttrain.comm.arrays import aligned_zeros, check_writable, combination, contiguous, copy_back
 from disttrain.comm.encoded import Wire, wire_of
 from disttrain.comm.node import Node, Share
@@ -215,6 +215,20 @@ class Communicator(ABC):
         carrier = wire_of(wire, op, array.dtype)
         return self._start(self._all_reduce(array, op, self._channel(), wire=carrier), "all_reduce", array)
 
+    def start_shard_sum(self, nodes: Sequence[Array], out: Array, layout: canonical.Layout) -> Pending:
+        """Start to put the sum over the shards of a batch into `out`: the same bits for any number of ranks.
+
+        Args:
+            nodes: the sums of this rank's subtrees, in the order of `layout`; overwritten.
+            out: of their shape and dtype; may be the first of them.
+            layout: of the shards.
+        """
+        if layout.is_plain:
+            if out is not nodes[0]:
+                out[...] = nodes[0]
+            return self.start_all_reduce(out)
+        return self._start(self._shard_sum(nodes, out, layout, self._channel()), "shard_sum", out)
+
     def reduce_scatter(self, array: Array, op: str = "sum") -> Array:
         """Return this rank's rows of the sum over all ranks; `array` itself is not changed.
 
@@ -327,6 +341,12 @@ class Communicator(ABC):
         if self._node is not None and is_spread:
             yield self._node.spread(flat, number)
         copy_back(host, array)
+
+    def _shard_sum(self, nodes: Sequence[Array], out: Array, layout: canonical.Layout, channel: Channel) -> Steps:
+        host = contiguous(out)
+        flat = [contiguous(node).reshape(-1) for node in nodes]
+        yield from canonical.all_reduce(flat, host.reshape(-1), layout, channel)
+        copy_back(host, out)
 
     def _start(self, steps: Steps, op: str, array: Array) -> Pending:
         """Start the collective that the newest channel was made for."""

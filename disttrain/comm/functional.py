@@ -254,3 +254,7 @@ def _checked(tag: int) -> int:
 
 def _back(tag: int) -> int:
     return (tag + _TAGS) % USER_TAGS
+
+
+for _op in (total, _gather_rows, _scatter_rows, _broadcast, _reduce, _send, _recv, _send_recv, _after, _origin):
+    _op.is_collective = True

@@ -49,6 +49,8 @@ class Batches:
         seed: of the orders; the same on all ranks.
         rank: whose part to take.
         world_size: number of ranks that share a batch.
+        shards: into how many parts of equal lengths, but for one sample, a batch is cut before ranks share those;
+            None: ranks share samples.
 
     Raises:
         DataError: `x` or `y` has no samples, or is not made of numbers; or their lengths differ.
@@ -65,6 +67,7 @@ class Batches:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        shards: int | None = None,
     ) -> None:
         self.x = _samples("x", x)
         self.y = None if y is None else _samples("y", y)
@@ -80,6 +83,7 @@ class Batches:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.shards = shards
         self._ahead: tuple[int, range, np.ndarray[Any, Any]] | None = None  # epoch, places, samples
 
     @property
@@ -96,7 +100,7 @@ class Batches:
             ConfigError: `step` is not one of the epoch's.
         """
         places = batch_positions(step, self.batch_size, len(self.x))
-        part = shard(len(places), self.rank, self.world_size)
+        part = self._part(len(places))
         mine = places[part]
         return Batch(
             x=self._taken(self.x, epoch, mine),
@@ -104,6 +108,15 @@ class Batches:
             first=part.start,
             global_size=len(places),
         )
+
+    def _part(self, length: int) -> slice:
+        """Return which of a batch's samples this rank takes."""
+        if self.shards is None:
+            return shard(length, self.rank, self.world_size)
+        run = shard(self.shards, self.rank, self.world_size)
+        if run.start == run.stop:
+            return slice(length, length)
+        return slice(shard(length, run.start, self.shards).start, shard(length, run.stop - 1, self.shards).stop)
 
     def _taken(self, data: np.ndarray[Any, Any], epoch: int, places: range) -> np.ndarray[Any, Any]:
         """Return the samples at `places` of the epoch's order."""

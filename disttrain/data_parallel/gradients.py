@@ -57,9 +57,9 @@ class GradientSum:
         self.comm = comm
         self.flat = [_zeros_like(buffer.data, comm) for buffer in buffers]
         laid_out = list(zip(buffers, self.flat, strict=True))
-        self.buckets = [b for buffer, flat in laid_out for b in _buckets(buffer, flat, bucket_bytes)]
+        self.buckets = [b for buffer, flat in laid_out for b in cut(buffer, flat, bucket_bytes)]
         self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
-        self._view_of = {p: flat[place].reshape(p.shape) for buffer, flat in laid_out for p, place in buffer.places}
+        self._view_of = views(buffers, self.flat)
         self._warned = False
 
     def backward(self, loss: Tensor) -> None:
@@ -113,11 +113,14 @@ class GradientSum:
         bucket.waiting.discard(parameter)
         # bucket order, not completion order: a different order per rank would mix up the all-reduces
         while self._started < len(self.buckets) and not self.buckets[self._started].waiting:
-            following = self.buckets[self._started]
-            following.pending = self.comm.start_all_reduce(following.gradient)
+            self.buckets[self._started].pending = self.start(self._started)
             self._started += 1
             progress.at(Phase.BACKWARD, self._started)
         self._advance()
+
+    def start(self, number: int) -> Pending:
+        """Start to sum up a bucket, by its number, over the ranks."""
+        return self.comm.start_all_reduce(self.buckets[number].gradient)
 
     def finish(self) -> None:
         """Wait until all buckets are summed up over the ranks."""
@@ -133,7 +136,13 @@ class GradientSum:
                 return
 
 
-def _buckets(buffer: FlatBuffer, flat: Array, bucket_bytes: int) -> list[Bucket]:
+def views(buffers: Sequence[FlatBuffer], flats: Sequence[Array]) -> dict[Tensor, Array]:
+    """Return, for each parameter, its part of `flats`, arrays laid out as `buffers`."""
+    laid_out = zip(buffers, flats, strict=True)
+    return {p: flat[place].reshape(p.shape) for buffer, flat in laid_out for p, place in buffer.places}
+
+
+def cut(buffer: FlatBuffer, flat: Array, bucket_bytes: int) -> list[Bucket]:
     """Cut the gradients `flat` into buckets, last parameters first: backward finishes them first."""
     buckets: list[Bucket] = []
     end, held = flat.size, []

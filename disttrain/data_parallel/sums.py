@@ -2,14 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from disttrain.autodiff import Tensor
+from disttrain.backend import Array
 from disttrain.comm import Communicator, functional
 
 
-def total_over(comm: Communicator) -> Callable[[Any], Any]:
-    """Return the function that sums an array or Tensor over all ranks of `comm`, differentiably."""
+class Summed(Protocol):
+    """Who hold parts of a sum: a communicator's ranks, or the shards of a batch."""
+
+    def all_reduce(self, array: Array) -> Array:
+        """Replace `array` by the sum over all, in place, and return it."""
+
+
+def total_over(comm: Summed) -> Callable[[Any], Any]:
+    """Return the function that sums an array or Tensor over all parts of `comm`, differentiably."""
     return partial(functional.total, comm=comm)
 
 

@@ -22,7 +22,8 @@ class BatchNormalization(Layer):
         scale: whether `gamma` multiplies.
         synchronized: False: each rank normalizes by the statistics of its own samples, which saves two small
             all-reduces; the result then depends on the number of workers, and rank 0's moving averages are
-            the model's.
+            the model's. In a reproducible `fit`, each shard of the batch has statistics of its own, on any number of
+            workers.
         **kwargs: of every `Layer`.
 
     Source: Ioffe & Szegedy, "Batch normalization", 2015.
@@ -65,7 +66,8 @@ class BatchNormalization(Layer):
             return ops.batch_norm(x, self.moving_mean, self.moving_variance, gamma, beta, epsilon=self.epsilon)
         total = current_step().total if self.synchronized else lambda part: part
         y, mean, variance = ops.batch_norm_of_batch(x, gamma, beta, epsilon=self.epsilon, total=total)
-        with no_grad():
-            move_average(self.moving_mean, mean, momentum=self.momentum)
-            move_average(self.moving_variance, variance, momentum=self.momentum)
+        if current_step().keeps:
+            with no_grad():
+                move_average(self.moving_mean, mean, momentum=self.momentum)
+                move_average(self.moving_variance, variance, momentum=self.momentum)
         return y

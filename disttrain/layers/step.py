@@ -18,6 +18,7 @@ class Step:
         number: of the training step, counted from 0 over all epochs; part of the key of random numbers.
         first: place of this rank's first sample in the global batch; the same.
         total: sums an array over all ranks, differentiably; the array itself where one rank sees all.
+        keeps: whether layers change their state in this pass, as moving averages: of a rank's shards, in the first.
     """
 
     training: bool = False
@@ -25,6 +26,7 @@ class Step:
     number: int = 0
     first: int = 0
     total: Callable[[Array], Array] = lambda x: x
+    keeps: bool = True
 
 
 _current: ContextVar[Step] = ContextVar("step", default=Step())  # noqa: B039  # a Step is frozen

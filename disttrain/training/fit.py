@@ -16,8 +16,9 @@ from disttrain.observe import log
 from disttrain.progress import Phase
 from disttrain.training.agreement import together
 from disttrain.training.callbacks import BackupAndRestore, Callback
-from disttrain.training.replica import Replica, Sums
+from disttrain.training.replica import Replica
 from disttrain.training.saving import read, write
+from disttrain.training.sharded import Sums
 
 if TYPE_CHECKING:
     from disttrain.training.model import Model
@@ -78,7 +79,8 @@ class Fit:
     def _run_epoch(self) -> None:
         epoch = self.epoch
         self._call("on_epoch_begin", epoch)
-        self.replica.step.training.check_again()
+        for step in self.replica.steps:
+            step.training.check_again()
         progress.at(Phase.DATA)
         for batch in self.batches.epoch(epoch, self.step):
             self._call("on_train_batch_begin", self.step)
@@ -156,6 +158,7 @@ class Fit:
             "samples": len(self.batches.x),
             "shuffle": self.batches.shuffle,
             "seed": seed(),
+            "shards": self.replica.shards,
             "metrics": [metric.name for metric in self.replica.metrics],
             "callbacks": [type(callback).__name__ for callback in self.callbacks],
         }

@@ -27,6 +27,8 @@ from disttrain.training.saving import read, write
 from disttrain.training.static import StaticPrediction
 from disttrain.training.summary import draw_plans, show_plans, summarize
 
+_SHARDS = 8  # of a reproducible fit, where nothing else is said
+
 
 class Model(Layer):
     """A model of your own: layers as attributes, and `call` that uses them.
@@ -49,6 +51,7 @@ class Model(Layer):
         self._loss: losses.Loss | None = None
         self._metrics: list[Metric] = []
         self._static: bool | str = "auto"
+        self._shards: int | None = None
         self._forget_replicas()
 
     def compile(
@@ -100,6 +103,8 @@ class Model(Layer):
         *,
         shuffle: bool = True,
         initial_epoch: int = 0,
+        reproducible: bool = False,
+        shards: int | None = None,
     ) -> History:
         """Train on `x` and `y`, and return the course of loss and metrics.
 
@@ -115,6 +120,10 @@ class Model(Layer):
             validation_data: inputs and targets that are only evaluated on, after each epoch.
             shuffle: whether each epoch has another order.
             initial_epoch: number of the epoch to begin with.
+            reproducible: whether the weights have the same bits on any number of workers: each batch is cut into
+                `shards`, whose gradients and sums are added up in one order (docs/reproducibility.md). `evaluate` and
+                `train_on_batch` then do so as well.
+            shards: into how many, 8 if nothing is said; a number means `reproducible`.
 
         Raises:
             DataError: lengths that differ, labels outside the classes.
@@ -125,6 +134,7 @@ class Model(Layer):
         ranks = comm.current()
 
         def prepare() -> tuple[Batches, Batches | None]:
+            self._cut_into(_SHARDS if reproducible and shards is None else shards)
             training = self._batches(x, y, batch_size, shuffle=shuffle)
             held = validation_data
             if held is not None and len(held) != 2:
@@ -144,7 +154,13 @@ class Model(Layer):
 
         def asked() -> list[Any]:
             held = [] if validation is None else [["validation_data", *part] for part in describe(validation)]
-            return [*describe(batches), *held, ["epochs", epochs], ["initial_epoch", initial_epoch]]
+            return [
+                *describe(batches),
+                *held,
+                ["epochs", epochs],
+                ["initial_epoch", initial_epoch],
+                ["shards", self._shards],
+            ]
 
         check_equal(ranks, "what fit() was given", asked)
         history = History()
@@ -264,7 +280,7 @@ class Model(Layer):
         if ranks.rank != 0:
             return
         replica = self._replicas.get(ranks)
-        plans = {} if replica is None else replica.step.training.plans
+        plans = {} if replica is None else replica.steps[0].training.plans
         if to_file is None:
             show_plans(plans)
         else:
@@ -296,7 +312,14 @@ class Model(Layer):
             raise ConfigError("the model is not compiled; call compile(optimizer, loss) first")
         ranks = comm.current()
         batches = Batches(
-            x, y, batch_size=batch_size, shuffle=shuffle, seed=seed(), rank=ranks.rank, world_size=ranks.world_size
+            x,
+            y,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed(),
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            shards=self._shards,
         )
         if batches.y is None:
             raise DataError("training and evaluation need targets: give y")
@@ -306,6 +329,14 @@ class Model(Layer):
         assert self.output_shape is not None
         self._loss.check(batches.y, self.output_shape)
         return batches
+
+    def _cut_into(self, shards: int | None) -> None:
+        """Compute batches in so many shards from now on; None: in as many as there are ranks."""
+        if shards is not None and (not isinstance(shards, int) or isinstance(shards, bool) or shards < 1):
+            raise ConfigError(f"shards must be an integer of at least 1, not {shards!r}")
+        if shards != self._shards:
+            self._replicas.clear()
+        self._shards = shards
 
     def _forget_replicas(self) -> None:
         self._prediction = StaticPrediction(self, self._static)
@@ -322,7 +353,7 @@ class Model(Layer):
             self._buffers = flatten(self.trainable_weights)
         if ranks not in self._replicas:
             self._replicas[ranks] = Replica(
-                self, ranks, self._buffers, self.optimizer, self._loss, self._metrics, self._static
+                self, ranks, self._buffers, self.optimizer, self._loss, self._metrics, self._static, shards=self._shards
             )
         return self._replicas[ranks]
 

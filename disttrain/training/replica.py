@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,8 @@ from disttrain.metrics import Metric
 from disttrain.optimizers import Optimizer
 from disttrain.progress import Phase
 from disttrain.training.agreement import check_equal
+from disttrain.training.sharded import Sharded, Sums
 from disttrain.training.static import StaticStep
-
-Sums = np.ndarray[Any, Any]  # of the loss, of samples, and of each metric: float64, added over steps and ranks
 
 
 class Replica:
@@ -38,9 +38,11 @@ class Replica:
         loss: of a sample.
         metrics: to add up beside the loss.
         static: as in `Model.compile`.
+        shards: into how many a batch is cut, to be summed up in one order; None: into as many as there are ranks.
 
     Attributes:
         shapes: of what each metric adds up; known after the first batch.
+        steps: what is computed for a batch; one for each shard of this rank.
 
     Raises:
         CommError: the ranks' models differ; names the first weight that does.
@@ -55,6 +57,8 @@ class Replica:
         loss: Loss,
         metrics: list[Metric],
         static: bool | str = "auto",
+        *,
+        shards: int | None = None,
     ) -> None:
         self.model = model
         self.comm = comm
@@ -64,10 +68,14 @@ class Replica:
         self.metrics = metrics
         check_equal(comm, "the model", self._layout, "every rank must build the same model in the same order")
         optimizer.build([buffer.data for buffer in buffers])
-        self.gradients = GradientSum(comm, buffers)
+        self.shards = shards
+        self._sharded = None
+        if shards is not None:
+            self._sharded = Sharded(model, comm, buffers, loss, static, shards, self._measure)
+        self.gradients = self._sharded.gradients if self._sharded else GradientSum(comm, buffers)
         broadcast_weights(comm, model.weights)
         check_equal(comm, "the weights' digest", self.digest, "a message was damaged on its way")
-        self.step = StaticStep(model, loss, self.gradients, static)
+        self.steps = self._sharded.steps if self._sharded else [StaticStep(model, loss, self.gradients, static)]
         self._state = _state(model)
         self.shapes: list[tuple[int, ...]] = []
 
@@ -81,11 +89,7 @@ class Replica:
         progress.begin_step(number)
         before = [weight.data.copy() for weight in self._state]
         step = Step(training=True, number=number, first=batch.first, total=total_over(self.comm))
-        with running(step):
-            y_pred, per_sample = self.step.train(batch)
-        progress.at(Phase.METRICS)
-        own = self._measure(batch, y_pred, per_sample)
-        sums: Sums = self.comm.all_reduce(own.copy())
+        own, sums = self._sharded.train(batch, step) if self._sharded else self._train(batch, step)
         if not np.isfinite(sums[0]):
             for weight, array in zip(self._state, before, strict=True):
                 weight.data[...] = array
@@ -97,12 +101,14 @@ class Replica:
     def evaluate(self, batches: Iterable[Batch], phase: Phase = Phase.EVALUATION) -> dict[str, Any]:
         """Return loss and metrics over `batches`, of all ranks, without changing a weight."""
         self.share_state()
-        self.step.evaluation.check_again()
+        self.steps[0].evaluation.check_again()
         total: Sums | None = None
         with progress.phase(phase):
+            if self._sharded:
+                return self.logs(self._sharded.evaluate(batches, partial(progress.at, phase)))
             for number, batch in enumerate(batches):
                 progress.at(phase, number)
-                sums = self._measure(batch, *self.step.evaluate(batch))
+                sums = self._measure(batch, *self.steps[0].evaluate(batch))
                 total = sums if total is None else total + sums
             assert total is not None
             return self.logs(self.comm.all_reduce(total))
@@ -145,6 +151,14 @@ class Replica:
 
     def _layout(self) -> list[Any]:
         return [[w.name, list(w.shape), str(w.dtype), w.requires_grad] for w in self.model.weights]
+
+    def _train(self, batch: Batch, step: Step) -> tuple[Sums, Sums]:
+        """Compute the gradients of a global batch; return what this rank's part, and all, add to the sums."""
+        with running(step):
+            y_pred, per_sample = self.steps[0].train(batch)
+        progress.at(Phase.METRICS)
+        own = self._measure(batch, y_pred, per_sample)
+        return own, self.comm.all_reduce(own.copy())
 
     def _measure(self, batch: Batch, y_pred: Array, per_sample: Array) -> Sums:
         y_true, predicted, loss = to_host(batch.y), to_host(y_pred), to_host(per_sample)

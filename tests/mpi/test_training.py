@@ -174,3 +174,18 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_on_all_ranks(comm, shar
     found = errors(comm, lambda: worlds.dense_net().save(f"{shared}/file"))
     assert [kind for kind, _ in found] == [CheckpointError.__name__] * comm.world_size
     assert all(f"{shared}/file" in text for _, text in found)
+
+
+@pytest.mark.parametrize("floatx", ["float32", "float64"])
+def test_a_reproducible_fit_gives_the_bits_of_one_worker(comm, floatx):
+    def train():
+        x, y = worlds.digits(47)
+        model = worlds.conv_net("adam", ["accuracy"])
+        history = model.fit(x, y, 13, 3, verbose=0, reproducible=True, validation_data=worlds.digits(9, start=100))
+        return dt.state_digest(model), history.history
+
+    backend.set_floatx(floatx)
+    ours = train()
+    with dt.comm.use(dt.comm.connect("local")):
+        alone = train()
+    claims.holds(comm, ours == alone)

@@ -41,7 +41,7 @@ def train(comm, static, loss="sparse_categorical_crossentropy", make=convolution
     model = make()
     model.compile("adam", loss, ["accuracy"], static=static)
     history = model.fit(x, to_targets(y), batch_size=6, epochs=4, verbose=0, **options)
-    plans = model._replicas[comm].step.training.plans
+    plans = model._replicas[comm].steps[0].training.plans
     return dt.state_digest(model), history.history, len(plans)
 
 
@@ -178,7 +178,7 @@ def test_the_plan_can_be_drawn(tmp_path, monkeypatch):
     model.fit(x, y, batch_size=11, verbose=0)
     model.plan(to_file=tmp_path / "plan.svg")
     drawn = (tmp_path / "plan.svg").read_text()
-    blocks = next(iter(model._replicas.values())).step.training.plans.values()
+    blocks = next(iter(model._replicas.values())).steps[0].training.plans.values()
     assert drawn.count("PolyCollection") == sum(len(plan.blocks) for plan in blocks)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"pip install disttrain\[plot\]"):
@@ -240,4 +240,4 @@ def test_evaluation_is_planned_and_gives_the_same_numbers():
         for each in (model, eager):
             each.fit(x, y, batch_size=25, verbose=0)
     (replica,) = model._replicas.values()
-    assert [key[0][0] for key in replica.step.evaluation.plans] == [(8, 8, 8, 1), (2, 8, 8, 1)]
+    assert [key[0][0] for key in replica.steps[0].evaluation.plans] == [(8, 8, 8, 1), (2, 8, 8, 1)]

@@ -1,0 +1,115 @@
+"""Gradients of the shards of a batch, added up in one order whatever the number of ranks.
+
+A shard's gradients are written to a buffer that follows from the shard's place among those of its rank, and as soon as
+one is final it is added to what it completes (`comm.canonical`). So the logarithm of the number of shards says how many
+buffers there are, and no gradient is copied.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from disttrain.autodiff import Tensor
+from disttrain.backend import Array, get_array_module
+from disttrain.comm import Communicator
+from disttrain.comm.base import Pending
+from disttrain.comm.canonical import Layout, completed
+from disttrain.data_parallel.flat import FlatBuffer
+from disttrain.data_parallel.gradients import BUCKET_BYTES, GradientSum, cut, views
+
+
+class ShardSum(GradientSum):
+    """Sums gradients over the shards of a batch, on all ranks; every rank makes one.
+
+    Args:
+        comm: the ranks.
+        buffers: where the parameters lie.
+        run: the shards of this rank.
+        current: returns which of them is computed, counted from 0.
+        bucket_bytes: size of a bucket, at least one parameter.
+
+    Attributes:
+        layout: of the shards of the batch that is computed.
+    """
+
+    layout: Layout
+
+    def __init__(
+        self,
+        comm: Communicator,
+        buffers: Sequence[FlatBuffer],
+        run: range,
+        current: Callable[[], int],
+        *,
+        bucket_bytes: int = BUCKET_BYTES,
+    ) -> None:
+        super().__init__(comm, buffers, bucket_bytes=bucket_bytes)
+        self._current = current
+        self._joins = [completed(shard, run.start) for shard in run] or [0]
+        # where each shard's gradients go: to the first buffer that no open sum is in
+        self._depths = [sum(1 - joins for joins in self._joins[:number]) for number in range(len(self._joins))]
+        others = [[get_array_module(f).zeros_like(f) for f in self.flat] for _ in range(max(self._depths))]
+        stack = [self.flat, *others]
+        self._views = [views(buffers, flats) for flats in stack]
+        self._slices = [
+            [b.gradient for buffer, flat in zip(buffers, flats, strict=True) for b in cut(buffer, flat, bucket_bytes)]
+            for flats in stack
+        ]
+
+    def begin(self) -> None:
+        """Expect a gradient of every parameter from every shard."""
+        if self._current() == 0:
+            super().begin()
+
+    def home(self, parameter: Tensor) -> Array:
+        """Return where the gradient of a parameter in this shard lies."""
+        return self._views[self._depths[self._current()]][parameter]
+
+    def final(self, parameter: Tensor) -> None:
+        """Add a gradient to those that it completes; after the last shard's, sum up over the ranks."""
+        shard = self._current()
+        depth = self._depths[shard]
+        with np.errstate(over="ignore", invalid="ignore"):  # it shows in the result, on all ranks
+            for _ in range(self._joins[shard]):
+                left = self._views[depth - 1][parameter]
+                left += self._views[depth][parameter]
+                depth -= 1
+        if self._is_last():
+            super().final(parameter)
+
+    def finish(self) -> None:
+        """After the last shard, wait until all buckets are summed up over the ranks."""
+        if self._is_last():
+            super().finish()
+
+    def start(self, number: int) -> Pending:
+        """Start to sum up a bucket over the ranks."""
+        sums = len(self.layout.tree[self.comm.rank])
+        nodes = [slices[number] for slices in self._slices[:sums]]
+        return self.comm.start_shard_sum(nodes, self.buckets[number].gradient, self.layout)
+
+    def _is_last(self) -> bool:
+        return (
+            self._current() >= len(self.layout.shards(self.comm.rank)) - 1
+        )  # one without samples, where there is none
+
+
+def shard_total(comm: Communicator, layout: Layout, parts: Sequence[Array], like: Array) -> Array:
+    """Return the sum over all shards of arrays, one for each shard of this rank.
+
+    Args:
+        comm: the ranks.
+        layout: of the shards.
+        parts: of the shards of this rank that have samples; overwritten.
+        like: an array of their shape and dtype, for a rank that has none.
+    """
+    shards = layout.shards(comm.rank)
+    sums: list[Array] = []
+    for shard, part in zip(shards, parts, strict=True):
+        sums.append(part)
+        for _ in range(completed(shard, shards.start)):
+            right = sums.pop()
+            sums[-1] += right
+    out = sums[0] if sums else np.empty_like(like)
+    comm.start_shard_sum(sums, out, layout).wait()
+    return out

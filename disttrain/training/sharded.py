@@ -1,0 +1,133 @@
+"""A step in fixed shards of the global batch, added up in one order: the same bits on any number of workers."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from disttrain.backend import Array
+from disttrain.comm import Communicator
+from disttrain.comm.canonical import Layout
+from disttrain.data import Batch, shard
+from disttrain.data_parallel import FlatBuffer, ShardSum, shard_total, total_over
+from disttrain.layers import Layer, Step, running
+from disttrain.losses import Loss
+from disttrain.training.static import StaticStep
+from disttrain.training.turns import Turns
+
+Sums = np.ndarray[Any, Any]  # of the loss, of samples, and of each metric: float64, added over steps and ranks
+Measure = Callable[[Batch, Array, Array], Sums]  # of a batch, the outputs, and each sample's loss
+
+
+class Sharded:
+    """The shards of this rank, each computed by the same calls on the same shapes wherever it is.
+
+    Args:
+        model: built.
+        comm: the ranks.
+        buffers: where the trained weights lie.
+        loss: of a sample.
+        static: as in `Model.compile`.
+        shards: into how many a global batch is cut; one of few samples, into one for each.
+        measure: returns what a shard adds to the sums of loss and metrics.
+
+    Attributes:
+        gradients: of the whole batch, after `train`.
+        steps: what is computed for each shard of this rank: each has plans, and memory, of its own; the first also
+            evaluates.
+    """
+
+    def __init__(
+        self,
+        model: Layer,
+        comm: Communicator,
+        buffers: list[FlatBuffer],
+        loss: Loss,
+        static: bool | str,
+        shards: int,
+        measure: Measure,
+    ) -> None:
+        self.comm = comm
+        self.shards = shards
+        self.measure = measure
+        parts = [shard(shards, rank, comm.world_size) for rank in range(comm.world_size)]
+        self._runs = tuple(range(part.start, part.stop) for part in parts)
+        self._run = self._runs[comm.rank]
+        self._turns = Turns(self._total_of)
+        self.gradients = ShardSum(comm, buffers, self._run, lambda: self._turns.number)
+        self.steps = [StaticStep(model, loss, self.gradients, static) for _ in self._run or [0]]
+        self._layouts: dict[int, Layout] = {}
+
+    def train(self, batch: Batch, step: Step) -> tuple[Sums, Sums]:
+        """Compute the gradients of a global batch, of which `batch` is this rank's part.
+
+        Returns:
+            What this rank's shards, and what all, add to the sums of loss and metrics.
+        """
+        self.gradients.layout = self._layout(batch)
+        step = replace(step, total=total_over(self))
+        parts = enumerate(self._cut(batch))
+        sums = self._turns.run([partial(self._train, number, part, step) for number, part in parts])
+        own = np.sum(sums, axis=0)
+        return own, self._summed(sums, self.gradients.layout)
+
+    def evaluate(self, batches: Iterable[Batch], report: Callable[[int], None]) -> Sums:
+        """Return what all batches add to the sums of loss and metrics, over all ranks.
+
+        Args:
+            batches: this rank's parts of them.
+            report: called with the number of each batch.
+        """
+        sums: list[Sums] = []
+        layout: Layout | None = None
+        for number, batch in enumerate(batches):
+            report(number)
+            layout = layout or self._layout(batch)  # of the first: no later one has more samples
+            for i, part in enumerate(self._cut(batch)):
+                added = self.measure(part, *self.steps[0].evaluate(part))
+                if i == len(sums):
+                    sums.append(added)
+                else:
+                    sums[i] += added
+        assert layout is not None
+        total: Sums = self._summed(sums, layout)
+        return total
+
+    def all_reduce(self, array: Array) -> Array:
+        """Replace `array`, of the shard that is computed, by the sum over all shards, in place, and return it."""
+        array[...] = self._turns.sum(array)
+        return array
+
+    def _train(self, number: int, part: Batch, step: Step) -> Sums:
+        with running(replace(step, first=part.first, keeps=number == 0)):
+            outputs = self.steps[number].train(part)
+        return self.measure(part, *outputs)
+
+    def _total_of(self, parts: list[Array]) -> Array:
+        return self._summed(parts, self.gradients.layout).copy()  # `parts` are arrays that computations go on with
+
+    def _summed(self, parts: list[Array], layout: Layout) -> Array:
+        present = layout.shards(self.comm.rank)
+        return shard_total(self.comm, layout, parts[: len(present)], like=parts[0])
+
+    def _cut(self, batch: Batch) -> list[Batch]:
+        """Return the shards in this rank's part of a batch: one without samples, where there is none."""
+        places = [shard(batch.global_size, number, self.shards) for number in self._run]
+        return [
+            replace(
+                batch,
+                x=batch.x[place.start - batch.first : place.stop - batch.first],
+                y=None if batch.y is None else batch.y[place.start - batch.first : place.stop - batch.first],
+                first=place.start,
+            )
+            for place in places
+            if place.start < place.stop
+        ] or [batch]
+
+    def _layout(self, batch: Batch) -> Layout:
+        present = min(self.shards, batch.global_size)
+        if present not in self._layouts:
+            self._layouts[present] = Layout(runs=self._runs, present=present)
+        return self._layouts[present]
