@@ -9,7 +9,7 @@ Source: Utke, Hascoet, Heimbach, Hill, Hovland & Naumann, "Toward adjoinable MPI
 be differentiated is ChainerMN's.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,13 @@ from disttrain.errors import ConfigError, unknown_name
 __all__ = ["all_gather", "all_reduce", "broadcast", "recv", "reduce_scatter", "send", "send_recv"]
 
 _TAGS = USER_TAGS // 2  # for users; what goes back has the other half, and what goes back of that the first again
+
+
+class Summed(Protocol):
+    """Who hold parts of a sum: a communicator's ranks, or the shards of a batch."""
+
+    def all_reduce(self, array: Array) -> Array:
+        """Replace `array` by the sum over all, in place, and return it."""
 
 
 def all_reduce(x: Any, op: str = "sum", *, comm: Communicator | None = None) -> Any:
@@ -100,19 +107,19 @@ def send_recv(x: Any, dest: int, source: int, *, tag: int = 0, comm: Communicato
 
 
 @op
-def total(x: Array, *, comm: Communicator) -> Array:
+def total(x: Array, *, comm: Summed) -> Array:
     """Return the sum of all ranks' `x`: as `all_reduce`, for ranks that all need a gradient of `x` or all need none."""
     return comm.all_reduce(get_array_module(x).array(x))
 
 
 @total.into
-def _(x: Array, out: Array, *, comm: Communicator) -> None:
+def _(x: Array, out: Array, *, comm: Summed) -> None:
     out[...] = x
     comm.all_reduce(out)
 
 
 @total.vjp
-def _(g: Array, _y: Array, _x: Array, *, comm: Communicator) -> tuple[Array, ...]:
+def _(g: Array, _y: Array, _x: Array, *, comm: Summed) -> tuple[Array, ...]:
     return (total(_same(g), comm=comm),)
 
 

@@ -2,18 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from disttrain.autodiff import Tensor
-from disttrain.backend import Array
 from disttrain.comm import Communicator, functional
-
-
-class Summed(Protocol):
-    """Who hold parts of a sum: a communicator's ranks, or the shards of a batch."""
-
-    def all_reduce(self, array: Array) -> Array:
-        """Replace `array` by the sum over all, in place, and return it."""
+from disttrain.comm.functional import Summed
 
 
 def total_over(comm: Summed) -> Callable[[Any], Any]:
