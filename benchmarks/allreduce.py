@@ -101,7 +101,8 @@ def _methods(comm: dt.comm.Communicator, count: int) -> tuple[dict[str, Method],
     window, own, other = comm.allocate(count), np.zeros(count, np.float32), np.zeros(count, np.float32)
 
     def by_messages(array: Array) -> None:
-        comm._run(ring.all_reduce(array, np.add, comm._channel()), "all_reduce", array)
+        channel = comm._channel("all_reduce sum", array)
+        comm._run(ring.all_reduce(array, np.add, channel), "all_reduce", array)
 
     methods: dict[str, Method] = {
         OURS: (window, comm.all_reduce),

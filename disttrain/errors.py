@@ -44,6 +44,10 @@ class CommError(DisttrainError, RuntimeError):
     """Communication among ranks failed, or they disagree."""
 
 
+class ContractError(CommError):
+    """Ranks make different collectives; all raise the same message, which names two of them with file and line."""
+
+
 class LaunchError(DisttrainError, RuntimeError):
     """A job cannot be started, or this process is not where its launcher believes it to be."""
 

@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ from disttrain import progress
 from disttrain.backend import Array, get_array_module
 from disttrain.comm import canonical, node, ring, tree
 from disttrain.comm.arrays import aligned_zeros, check_writable, combination, contiguous, copy_back
+from disttrain.comm.contract import TAG, Collective, Contract, called
 from disttrain.comm.encoded import Wire, wire_of
 from disttrain.comm.node import Node, Share
 from disttrain.comm.pending import Channel, HostArray, Pending, Request, Steps
@@ -25,8 +27,8 @@ from disttrain.errors import CommError, ConfigError, ShapeError
 __all__ = ["Communicator", "Pending", "Request", "Wire"]
 
 # Every MPI has tags up to 32767: the lower half is the user's, the upper one that of collectives.
-USER_TAGS = 16384
-_TAGS = USER_TAGS - 1
+USER_TAGS = TAG
+_TAGS = USER_TAGS - 2  # of collectives: behind that of the contract, before
 _NODE_TAG = 2 * USER_TAGS - 1  # of what the ranks of a node tell each other, however often those of others do
 GROUP_TAGS = 1 << 32  # of a group's own, where groups have theirs in the transport's: more than it uses
 _NOTHING = np.empty(0, np.float32)
@@ -68,6 +70,7 @@ class Communicator(ABC):
         self._group = 0  # its number; 0 for the ranks of the whole job
         self._groups = 0  # in the job's communicator: the highest number of a group that this rank has been in
         self._everywhere: deque[Pending] = deque()  # as `_under_way`, of the job and all groups in it
+        self._contract = Contract(self)
 
     @abstractmethod
     def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
@@ -76,6 +79,16 @@ class Communicator(ABC):
     @abstractmethod
     def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
         """Start to receive into `array`; messages of one source and tag arrive in their order."""
+
+    def _tell(self, rank: int, data: bytes) -> None:  # noqa: B027
+        """Start to send a control message of at most 4 KiB to `rank`, past all messages; never blocks.
+
+        Without this, ranks that only wait for one that has found a difference do not hear of it.
+        """
+
+    def _told(self) -> tuple[int, bytes] | None:
+        """Return the rank and the data of a control message that has come, None where there is none; never blocks."""
+        return None
 
     @abstractmethod
     def abort(self, exit_code: int) -> NoReturn:
@@ -109,6 +122,7 @@ class Communicator(ABC):
         self._job._groups = group._group = number
         group._job, group._everywhere = self._job, self._everywhere
         group.job_ranks = [self.job_ranks[rank] for rank in members]
+        self._job._contract.groups[group._contract.key] = group._contract
         group.transport = self.transport
         group.local_rank = group.rank
         if self._job._host:
@@ -188,7 +202,7 @@ class Communicator(ABC):
         """
         return (self._node.allocate if self._node else aligned_zeros)(size, np.dtype(dtype))
 
-    def all_reduce(self, array: Array, op: str = "sum") -> Array:
+    def all_reduce(self, array: Array, op: str = "sum", *, name: str = "") -> Array:
         """Replace `array` by the sum over all ranks, in place, and return it: the same bits on all.
 
         Moves ``2 (p-1)/p`` of the array's bytes per rank.
@@ -196,10 +210,16 @@ class Communicator(ABC):
         Args:
             array: any shape; the sum is formed in its dtype.
             op: ``"sum"``, ``"max"`` or ``"min"``.
-        """
-        return self._all_reduced(array, op, "all_reduce")
+            name: what it is, in words, for errors: ranks whose names differ are told so.
 
-    def start_all_reduce(self, array: Array, op: str = "sum", *, wire: str | Wire | None = None) -> Pending:
+        Raises:
+            ContractError: on all ranks, where they make different calls; so does every collective.
+        """
+        return self._all_reduced(array, op, "all_reduce", name)
+
+    def start_all_reduce(
+        self, array: Array, op: str = "sum", *, wire: str | Wire | None = None, name: str = ""
+    ) -> Pending:
         """Start to replace `array` by the sum over all ranks; leave it alone until that is done.
 
         Nothing moves by itself: call `Pending.advance` now and then, and `Pending.wait` at the end.
@@ -209,11 +229,14 @@ class Communicator(ABC):
             op: ``"sum"``, ``"max"`` or ``"min"``.
             wire: how a sum of floats travels: ``"float16"``, ``"bfloat16"``, ``"int8"``, or a wire of your own; None:
                 as it is. What ranks sum in memory that they share does not travel, and is not rounded.
+            name: as of `all_reduce`.
         """
         check_writable(array)
         combination(op, array)  # refuses what it does not know
         carrier = wire_of(wire, op, array.dtype)
-        return self._start(self._all_reduce(array, op, self._channel(), wire=carrier), "all_reduce", array)
+        way = "" if wire is None else f" by {wire if isinstance(wire, str) else type(wire).__name__}"
+        channel = self._channel(f"all_reduce {op}{way}", array, name, by_messages=False)
+        return self._start(self._all_reduce(array, op, channel, name, wire=carrier), "all_reduce", array)
 
     def start_shard_sum(self, nodes: Sequence[Array], out: Array, layout: canonical.Layout) -> Pending:
         """Start to put the sum over the shards of a batch into `out`: the same bits for any number of ranks.
@@ -227,7 +250,7 @@ class Communicator(ABC):
             if out is not nodes[0]:
                 out[...] = nodes[0]
             return self.start_all_reduce(out)
-        return self._start(self._shard_sum(nodes, out, layout, self._channel()), "shard_sum", out)
+        return self._start(self._shard_sum(nodes, out, layout, self._channel("shard_sum", out)), "shard_sum", out)
 
     def reduce_scatter(self, array: Array, op: str = "sum") -> Array:
         """Return this rank's rows of the sum over all ranks; `array` itself is not changed.
@@ -244,7 +267,8 @@ class Communicator(ABC):
         bounds = [row * row_size for row in rows]
         flat = self._scratch.take(host.size, host.dtype)
         np.copyto(flat, host.reshape(-1))
-        self._run(ring.reduce_scatter(flat, bounds, combine, self._channel()), "reduce_scatter", host)
+        channel = self._channel(f"reduce_scatter {op}", host)
+        self._run(ring.reduce_scatter(flat, bounds, combine, channel), "reduce_scatter", host)
         mine = flat[bounds[self.rank] : bounds[self.rank + 1]].copy()
         self._scratch.give(flat)
         shape = (rows[self.rank + 1] - rows[self.rank], *host.shape[1:])
@@ -256,7 +280,8 @@ class Communicator(ABC):
         gathered = np.empty((self.world_size, *host.shape), host.dtype)
         gathered[self.rank] = host
         bounds = [rank * host.size for rank in range(self.world_size + 1)]
-        self._run(ring.all_gather(gathered.reshape(-1), bounds, self._channel()), "all_gather", gathered)
+        channel = self._channel("all_gather", host)
+        self._run(ring.all_gather(gathered.reshape(-1), bounds, channel), "all_gather", gathered)
         return get_array_module(array).asarray(gathered)
 
     def broadcast(self, array: Array, root: int = 0) -> Array:
@@ -264,20 +289,22 @@ class Communicator(ABC):
         self._check_rank("root", root)
         check_writable(array)
         host = contiguous(array)
-        self._run(tree.broadcast(host.reshape(-1), root, self._channel()), "broadcast", host)
+        channel = self._channel(f"broadcast from rank {root}", host)
+        self._run(tree.broadcast(host.reshape(-1), root, channel), "broadcast", host)
         copy_back(host, array)
         return array
 
     def barrier(self) -> None:
         """Block until every rank has called this."""
         if self._is_one_node:
-            self._all_reduced(_NOTHING, "sum", "barrier")
+            self._all_reduced(_NOTHING, "sum", "barrier", "barrier")
         else:
-            self._run(tree.barrier(self._channel()), "barrier", _NOTHING)
+            channel = self._channel("barrier", _NOTHING)
+            self._run(tree.barrier(channel), "barrier", _NOTHING)
 
     def all_gather_json(self, value: Any) -> list[Any]:
         """Return the values of all ranks, as they come out of JSON: tuples as lists."""
-        return self._exchanged(value, self._channel())
+        return self._exchanged(value, self._channel("all_gather_json", _NOTHING))
 
     def broadcast_json(self, value: Any, root: int = 0) -> Any:
         """Return the value of rank `root`, as it comes out of JSON; others are ignored."""
@@ -306,11 +333,19 @@ class Communicator(ABC):
         self._run(ring.all_gather(flat, bounds, channel), "all_gather", flat)
         return [json.loads(flat[start:stop].tobytes()) for start, stop in itertools.pairwise(bounds)]
 
-    def _all_reduced(self, array: Array, op: str, what: str) -> Array:
+    def listen(self) -> bool:
+        """Raise what another rank has found, if one has, else return False; a transport calls this while it waits.
+
+        Raises:
+            ContractError: ranks have made different collectives.
+        """
+        return self._contract.listen()
+
+    def _all_reduced(self, array: Array, op: str, what: str, name: str) -> Array:
         """Combine `array` over the ranks; `what` it is for, in the record of who waits for what."""
         begun: Share | None = None
         if self._node is not None and self._is_one_node and not self._under_way:
-            made = self._node.all_reduce_at_once(array, op)
+            made = self._node.all_reduce_at_once(array, op, name)
             if isinstance(made, bool):
                 self._sequence += 1  # its messages, had it needed any, would have had this tag
                 return array
@@ -318,11 +353,19 @@ class Communicator(ABC):
         if begun is None:
             check_writable(array)
             combination(op, array)  # refuses what it does not know
-        self._start(self._all_reduce(array, op, self._channel(), begun), what, array).wait()
+        words = (what, array) if what == name else (f"all_reduce {op}", array, name)
+        channel = self._channel(*words, by_messages=False)
+        self._start(self._all_reduce(array, op, channel, name, begun), what, array).wait()
         return array
 
     def _all_reduce(
-        self, array: Array, op: str, channel: Channel, share: Share | None = None, wire: Wire | None = None
+        self,
+        array: Array,
+        op: str,
+        channel: Channel,
+        name: str,
+        share: Share | None = None,
+        wire: Wire | None = None,
     ) -> Steps:
         """Combine `array` in the node's memory, else by messages; `share`: where that has begun."""
         combine, host = combination(op, array), contiguous(array)
@@ -332,14 +375,17 @@ class Communicator(ABC):
         between = [ranks[0] for ranks in self._nodes] if is_computed else list(itertools.chain(*self._nodes))
         is_spread, number = is_computed and len(between) > 1, 0
         if self._node is not None:
-            share = share or self._node.all_reduce(flat, op)
+            share = share or self._node.all_reduce(flat, op, np.shape(array), name)
+            share.collective = channel.collective
             number = self._node.reserve() if is_spread else 0
             yield share
         if self.rank in between and len(between) > 1:
             there = channel.among(between)
             yield from wire.all_reduce(flat, there) if wire else ring.all_reduce(flat, combine, there)
         if self._node is not None and is_spread:
-            yield self._node.spread(flat, number)
+            share = self._node.spread(flat, number)
+            share.collective = channel.collective
+            yield share
         copy_back(host, array)
 
     def _shard_sum(self, nodes: Sequence[Array], out: Array, layout: canonical.Layout, channel: Channel) -> Steps:
@@ -351,7 +397,7 @@ class Communicator(ABC):
     def _start(self, steps: Steps, op: str, array: Array) -> Pending:
         """Start the collective that the newest channel was made for."""
         note = "" if self._job is self else f"in group {self._group}, of the job's ranks {_listed(self.job_ranks)}"
-        pending = Pending(steps, self._under_way, self._call(op, array), self._everywhere, note)
+        pending = Pending(steps, self._under_way, self._call(op, array), self._everywhere, note, self.listen)
         pending.advance()
         return pending
 
@@ -363,6 +409,7 @@ class Communicator(ABC):
         try:
             # The other side may answer only after its all-reduce, which waits for this rank's part.
             while self._everywhere and not request.test():
+                self.listen()
                 for pending in tuple(self._everywhere):
                     pending.advance()
                 os.sched_yield()
@@ -373,10 +420,24 @@ class Communicator(ABC):
     def _call(self, op: str, array: Array) -> progress.Call:
         return progress.call(self._sequence, op, array.dtype.kind, array.dtype.itemsize, array.nbytes, self._group)
 
-    def _channel(self) -> Channel:
-        tag = USER_TAGS + self._sequence % _TAGS
+    def _channel(self, op: str, array: Array, name: str = "", *, by_messages: bool = True) -> Channel:
+        """Begin a collective, and return what it sends and receives through.
+
+        Args:
+            op: what it is, in words.
+            array: of the shape and the dtype that all ranks must have.
+            name: what that is, in words.
+            by_messages: whether nothing of it is announced in the node's memory.
+        """
+        tag = USER_TAGS + 1 + self._sequence % _TAGS
         self._sequence += 1
-        return self._tagged_channel(tag)
+        channel = self._tagged_channel(tag)
+        made = called(self._sequence, op, array, name)
+        self._contract.begin(made)
+        if self._node is not None and by_messages:
+            self._node.passes_by(made)
+        collective = Collective(self._contract, made, channel.send, channel.receive)
+        return replace(channel, send=collective.send, receive=collective.receive, collective=collective)
 
     def _tagged_channel(self, tag: int) -> Channel:
         return Channel(

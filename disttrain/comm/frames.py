@@ -149,7 +149,7 @@ class _Message(ABC):
         while not self.test():
             patience.check(time.monotonic())
             # what has moved is worth looking out for the next
-            self._comm.await_news(lambda: self._comm.move() or self.test())
+            self._comm.await_news(lambda: self._comm.move() or self._comm.listen() or self.test())
 
     @abstractmethod
     def is_through(self) -> bool:

@@ -36,10 +36,11 @@ class LocalCommunicator(Communicator):
     def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
         raise CommError(f"no rank {source} to receive from: this process is alone")
 
-    def start_all_reduce(self, array: Array, op: str = "sum", *, wire: str | Wire | None = None) -> Pending:
+    def start_all_reduce(
+        self, array: Array, op: str = "sum", *, wire: str | Wire | None = None, name: str = ""
+    ) -> Pending:
         """Return a collective that is done: the sum over one rank is its array."""
-        check_writable(array)
-        combination(op, array)  # refuses what it does not know
+        self.all_reduce(array, op)
         wire_of(wire, op, array.dtype)
         return _DONE
 
@@ -50,6 +51,11 @@ class LocalCommunicator(Communicator):
     def split(self, color: int | str | None, key: int = 0) -> "Communicator | None":
         """Return a communicator of this one rank; None for the color None."""
         return None if color is None else LocalCommunicator(rank=0, world_size=1, local_rank=0)
+
+    def _all_reduced(self, array: Array, op: str, what: str, name: str) -> Array:
+        check_writable(array)
+        combination(op, array)  # refuses what it does not know
+        return array
 
     def abort(self, exit_code: int) -> NoReturn:
         """End this process, as `sys.exit` does."""

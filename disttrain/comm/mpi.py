@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _MESSAGE_BYTES = 1 << 30  # older MPIs count in 32 bits
 
-_LOOK_S = 0.25  # how often a rank that waits looks whether the other one has left
+_LOOK_S = 0.05  # how often a rank that waits looks whether the other one has left, or any has something to tell
+_FAREWELL, _TOLD = 0, 1  # tags of what goes apart from messages
 _IN_FLIGHT_S = 1.0  # what was sent before it left may still arrive
 
 
@@ -62,13 +63,14 @@ class MpiCommunicator(Communicator):
     Args:
         mpi: mpi4py's module.
         world: MPI's communicator of these ranks.
-        farewells: that of the whole job's ranks, by which they say that they leave.
+        asides: that of the whole job's ranks, by which they say that they leave, and what else passes messages.
     """
 
     transport = "mpi"
 
-    def __init__(self, mpi: ModuleType, world: "MPI.Comm", farewells: "MPI.Comm") -> None:
-        self._mpi, self._world, self._farewells = mpi, world, farewells
+    def __init__(self, mpi: ModuleType, world: "MPI.Comm", asides: "MPI.Comm") -> None:
+        self._mpi, self._world, self._asides = mpi, world, asides
+        self._telling: list[tuple[bytes, MPI.Request]] = []  # kept until they have gone through
         self._splits: dict[int, tuple[Sequence[int], MPI.Comm]] = {}
         self._dropped: set[int] = set()  # of these, the groups that this rank has dropped
         super().__init__(rank=world.Get_rank(), world_size=world.Get_size(), local_rank=0)
@@ -84,7 +86,7 @@ class MpiCommunicator(Communicator):
         world = self._world.Split(color, key)
         if not members:
             return None
-        group = MpiCommunicator(self._mpi, world, self._farewells)
+        group = MpiCommunicator(self._mpi, world, self._asides)
         group._splits, group._dropped = self._splits, self._dropped
         self._splits[number] = [self.job_ranks[rank] for rank in members], world
         weakref.finalize(group, self._dropped.add, number).atexit = False
@@ -100,17 +102,29 @@ class MpiCommunicator(Communicator):
         own, peer = self.job_ranks[self.rank], self.job_ranks[source]
         return _Message(self, parts, array.nbytes, peer, f"rank {own}: message from rank {peer}")
 
+    def _tell(self, rank: int, data: bytes) -> None:
+        self._telling = [each for each in self._telling if not each[1].Test()]
+        self._telling.append((data, self._asides.Isend([data, self._mpi.BYTE], rank, _TOLD)))
+
+    def _told(self) -> tuple[int, bytes] | None:
+        status = self._mpi.Status()
+        if not self._asides.Iprobe(self._mpi.ANY_SOURCE, _TOLD, status):
+            return None
+        data = bytearray(status.Get_count(self._mpi.BYTE))
+        self._asides.Recv([data, self._mpi.BYTE], status.Get_source(), _TOLD)
+        return status.Get_source(), bytes(data)
+
     def leave(self) -> None:
         """Tell all ranks that this one sends and receives nothing more."""
         progress.at(progress.Phase.LEFT)
         if not self._mpi.Is_finalized():
             for rank in range(self.world_size):
                 if rank != self.rank:
-                    self._farewells.Isend([b"", self._mpi.BYTE], rank)  # goes through at once: it is empty
+                    self._asides.Isend([b"", self._mpi.BYTE], rank, _FAREWELL)  # goes through at once: it is empty
 
     def has_left(self, rank: int) -> bool:
         """Return whether the job's `rank` has said that it leaves."""
-        return bool(self._farewells.Iprobe(rank))
+        return bool(self._asides.Iprobe(rank, _FAREWELL))
 
     def _serve(self, rank: int) -> bool:
         self._world.Iprobe(self._mpi.ANY_SOURCE, self._mpi.ANY_TAG)  # MPI moves messages on only when it is called
@@ -118,7 +132,7 @@ class MpiCommunicator(Communicator):
 
     def abort(self, exit_code: int) -> NoReturn:
         """End all ranks of the job by MPI_Abort."""
-        self._farewells.Abort(exit_code)
+        self._asides.Abort(exit_code)
 
 
 class _Message:
@@ -177,6 +191,7 @@ class _Message:
                 continue
             look_s = now + _LOOK_S
             patience.check(now)
+            self._comm.listen()
             if self._comm.has_left(self._peer):
                 left_s = min(left_s, now)
             if now - left_s > _IN_FLIGHT_S:

@@ -5,6 +5,7 @@ import itertools
 import os
 import time
 import weakref
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from mmap import mmap
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import numpy as np
 from disttrain import progress
 from disttrain.backend import Array
 from disttrain.comm.arrays import aligned_zeros
+from disttrain.comm.contract import Call, Collective
 from disttrain.comm.pending import HostArray
 from disttrain.comm.segments import Exchange, SegmentsError, share
 from disttrain.comm.waiting import Patience, left_alone
@@ -28,6 +30,7 @@ _KINDS = {op: {dtype: len(_OPS) * d + o for d, dtype in enumerate(_DTYPES)} for 
 _SPREADING = _KINDS.pop("first")  # what ranks ask for by `spread` only
 COMPUTED = frozenset(_DTYPES[:2])  # what is summed in the node; of all else ranks compare that it is the same
 _OTHER = 63  # any other dtype
+_COUNT_BITS, _KIND_BITS = 36, 6  # of an announcement; the others are for `_digest`
 _pointer_to = (ctypes.c_char * 0).from_buffer
 
 # After so long a rank that waits looks after signals, and messages of its own that others may wait for.
@@ -133,27 +136,42 @@ class Node:
         weakref.finalize(array, self._dropped.add, window).atexit = False
         return array
 
-    def all_reduce(self, flat: HostArray, op: str) -> "Share":
-        """Start to combine `flat`, shape ``(n,)``, contiguous, over the ranks."""
-        kind = _KINDS[op].get(flat.dtype, _OTHER)
+    def all_reduce(self, flat: HostArray, op: str, shape: Sequence[int], name: str) -> "Share":
+        """Start to combine `flat`, shape ``(n,)``, contiguous, over the ranks.
+
+        Args:
+            flat: the array.
+            op: as of `Communicator.all_reduce`.
+            shape: of what `flat` is a view of; the same on all ranks, as `name` is.
+            name: what it is.
+        """
+        what = flat.size << _KIND_BITS | _KINDS[op].get(flat.dtype, _OTHER)
+        if name or len(shape) > 1:
+            what |= _digest(name, shape)
         self._collective.limit_ns = 0
-        status = self._start(self._address, flat.ctypes.data, flat.size << 6 | kind)
+        status = self._start(self._address, flat.ctypes.data, what)
         return self._share(status)
 
-    def all_reduce_at_once(self, array: Array, op: str) -> "Literal[True] | Share | None":
+    def all_reduce_at_once(self, array: Array, op: str, name: str) -> "Literal[True] | Share | None":
         """Combine `array` over the ranks if they are there, or soon come: True when that is done, by one call.
 
         Returns:
             None, with nothing started, where the array must be prepared first; else, if not True, what is left.
         """
         try:
-            kind = _KINDS[op][array.dtype]
+            what = array.size << _KIND_BITS | _KINDS[op][array.dtype]
             # one look at all that matters: in host memory, contiguous, and writable
             data = _pointer_to(array)
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
-        status = self._start(self._address, data, array.size << 6 | kind)
+        if name or array.ndim > 1:
+            what |= _digest(name, array.shape)
+        status = self._start(self._address, data, what)
         return True if status == all_reduce.DONE else self._share(status)
+
+    def passes_by(self, call: Call) -> None:
+        """Note a collective that goes by messages alone: the next one here compares what led to it."""
+        self.ranks.others = zlib.crc32(repr(call.terms).encode(), self.ranks.others)
 
     def reserve(self) -> int:
         """Return a place among the collectives of this node, for `spread`: all ranks do so in the same order."""
@@ -169,6 +187,7 @@ class Node:
         """
         self._collective.number, self._collective.count = number, flat.size
         self._collective.kind, self._collective.data = _SPREADING[flat.dtype], flat.ctypes.data
+        self._collective.what = flat.size << _KIND_BITS | _SPREADING[flat.dtype]
         return self._share(all_reduce.WAITS)
 
     def _share(self, status: int) -> "Share":
@@ -197,13 +216,16 @@ class Share:
 
     Attributes:
         is_elsewhere: once done, whether the arrays are as they were, being of a dtype that is not COMPUTED.
+        collective: what the contract has of it; to be set before it is tested or waited for.
     """
 
-    def __init__(self, node: Node, collective: all_reduce.Collective, status: int, go_on: Any) -> None:
+    collective: Collective | None
+
+    def __init__(self, node: Node, state: all_reduce.Collective, status: int, go_on: Any) -> None:
         self.is_elsewhere = False
         self._node = node
-        self._collective = collective
-        self._address = ctypes.addressof(collective)
+        self._state = state
+        self._address = ctypes.addressof(state)
         self._status = status
         self._continue = go_on
 
@@ -215,11 +237,13 @@ class Share:
         """Block until it is done."""
         patience: Patience | None = None
         while not self._go_on(_TURN_NS):
-            rank, now_s = self._node.members[self._collective.ready], time.monotonic()
+            rank, now_s = self._node.members[self._state.ready], time.monotonic()
             if patience is None or patience.peer != rank:
                 progress.waits_for(rank)
                 patience = Patience(self._node.rank, rank, now_s)
             patience.check(now_s)
+            assert self.collective is not None
+            self.collective.waits_for(rank)
             # The second look: that rank may have done its part just before it ended.
             if self._node.serve(rank) and not self._go_on(0):
                 raise left_alone(self._node.rank, rank)
@@ -228,26 +252,27 @@ class Share:
         if self._status == all_reduce.WAITS:
             self._status = self._continue(self._address, limit_ns)
         if self._status == all_reduce.DIFFERS:
-            raise self._difference()
+            assert self.collective is not None
+            self.collective.differs(self._announced(self.collective.call.sequence))
         self.is_elsewhere = self._status == all_reduce.ELSEWHERE
         return self._status != all_reduce.WAITS
 
-    def _difference(self) -> CommError:
-        ranks = range(self._collective.ranks.contents.size)
-        announced = [all_reduce.announced(self._collective, rank) for rank in ranks]
-        other = next(rank for rank in ranks if announced[rank] != announced[0])
-        members = self._node.members
-        return CommError(
-            f"an all_reduce differs between ranks: rank {members[0]} has {_words(*announced[0])}, "
-            f"rank {members[other]} {_words(*announced[other])}; "
-            "all ranks must pass arrays of the same shape and dtype in the same order"
-        )
+    def _announced(self, sequence: int) -> list[tuple[int, Call]]:
+        """Return what the slots say, where ranks differ: the ranks, and their calls without file and line."""
+        calls = []
+        for place, rank in enumerate(self._node.members):
+            what = all_reduce.announced(self._state, place)
+            number, op = divmod(what & (1 << _KIND_BITS) - 1, len(_OPS))
+            dtype = str(_DTYPES[number]) if number < len(_DTYPES) else "of another dtype"
+            count = what >> _KIND_BITS & (1 << _COUNT_BITS) - 1
+            calls.append((rank, Call(sequence, f"all_reduce {_OPS[op]}", dtype, (count,), "", 0, "")))
+        return calls
 
 
-def _words(count: int, kind: int) -> str:
-    number, op = divmod(kind, len(_OPS))
-    dtype = str(_DTYPES[number]) if number < len(_DTYPES) else "elements of another dtype"
-    return f"{_OPS[op]!r} of {count} {dtype}"
+def _digest(name: str, shape: Sequence[int]) -> int:
+    """Return what must be equal on all ranks and is not compared otherwise, in the upper bits of an announcement."""
+    bits = 63 - _KIND_BITS - _COUNT_BITS
+    return (zlib.crc32(f"{name} {shape}".encode()) & (1 << bits) - 1) << _KIND_BITS + _COUNT_BITS
 
 
 def _numbers(values: Iterable[int]) -> Any:

@@ -7,7 +7,7 @@ interpreter, and on a full node for the core.
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from disttrain import progress
 from disttrain.comm.scratch import Scratch
 from disttrain.comm.waiting import wait_until
 from disttrain.errors import CommError
+
+if TYPE_CHECKING:
+    from disttrain.comm.contract import Collective
 
 HostArray: TypeAlias = np.ndarray[Any, Any]
 
@@ -42,6 +45,7 @@ class Channel:
         send: starts to send an array to a rank.
         receive: starts to receive an array from a rank.
         scratch: lends memory to receive into.
+        collective: what the contract has of it; None for what nobody calls, as when ranks join.
     """
 
     rank: int
@@ -49,6 +53,7 @@ class Channel:
     send: Callable[[HostArray, int], Request]
     receive: Callable[[HostArray, int], Request]
     scratch: Scratch
+    collective: "Collective | None" = None
 
     def among(self, ranks: Sequence[int]) -> "Channel":
         """Return this channel among some of its ranks, this one among them, which are numbered as in `ranks`."""
@@ -73,6 +78,7 @@ class Pending:
         call: what it is, for the record of who waits for what.
         everywhere: the unfinished collectives of this rank, in all groups that it is in.
         note: added to an error; may be empty.
+        listen: raises what other ranks have found, else returns False.
     """
 
     def __init__(
@@ -82,12 +88,14 @@ class Pending:
         call: progress.Call,
         everywhere: "deque[Pending] | None" = None,
         note: str = "",
+        listen: Callable[[], bool] = lambda: False,
     ) -> None:
         self._steps = steps
         self._under_way = under_way
         self._call = call
         self._everywhere = deque[Pending]() if everywhere is None else everywhere
         self._note = note
+        self._listen = listen
         self._request: Request | None = None
         self._is_done = False
         self._failure: BaseException | None = None
@@ -126,7 +134,7 @@ class Pending:
                 if self._request is None:
                     self._request = next(self._steps)
                 if block:
-                    wait_until(lambda: not self._move_others() or self._is_through())
+                    wait_until(lambda: not self._move_others() or self._is_through() or self._listen())
                     self._request.wait()
                 elif not self._request.test():
                     return False

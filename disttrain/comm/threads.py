@@ -1,6 +1,7 @@
 """Ranks as threads of one process, for tests and for debugging: no launcher, one traceback."""
 
 import threading
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeAlias
 
@@ -68,7 +69,16 @@ class ThreadCommunicator(Communicator):
         return _Sent()
 
     def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
-        return _Receive(self._world, (source, self.rank, tag), array)
+        return _Receive(self, (source, self.rank, tag), array)
+
+    def _tell(self, rank: int, data: bytes) -> None:
+        with self._world.changed:
+            self._world.told[rank].append((self.rank, data))
+            self._world.changed.notify_all()
+
+    def _told(self) -> tuple[int, bytes] | None:
+        told = self._world.told[self.rank]
+        return told.popleft() if told else None
 
     def _serve(self, rank: int) -> bool:
         return rank in self._world.returned or self._world.failure is not None
@@ -85,6 +95,7 @@ class _World:
         self.changed = threading.Condition()
         self.messages = Queues[_Route, HostArray]()
         self.receives = Queues[_Route, _Receive]()
+        self.told: defaultdict[int, deque[tuple[int, bytes]]] = defaultdict(deque)
         self.returned: set[int] = set()
         self.failed = ""
         self.failure: BaseException | None = None
@@ -129,11 +140,11 @@ class _Sent:
 class _Receive:
     """The n-th receive of a route takes the n-th message, whichever is waited for first."""
 
-    def __init__(self, world: _World, route: _Route, array: HostArray) -> None:
-        self._world, self._route, self._array = world, route, array
+    def __init__(self, comm: ThreadCommunicator, route: _Route, array: HostArray) -> None:
+        self._comm, self._world, self._route, self._array = comm, comm._world, route, array
         self._is_done = False
         self.message: HostArray | None = None
-        world.ask(route, self)
+        self._world.ask(route, self)
 
     def test(self) -> bool:
         with self._world.changed:
@@ -141,11 +152,13 @@ class _Receive:
         return self._is_done
 
     def wait(self) -> None:
-        with self._world.changed:
-            while not self._is_done:
-                self._is_done = self._take()
-                if not self._is_done:
-                    self._world.changed.wait()
+        while not self._is_done:
+            with self._world.changed:
+                while not self._is_done and not self._world.told[self._comm.rank]:
+                    self._is_done = self._take()
+                    if not self._is_done:
+                        self._world.changed.wait()
+            self._comm.listen()  # without the lock: others need it to answer
 
     def _take(self) -> bool:
         """Return whether the message was there; the lock is held."""

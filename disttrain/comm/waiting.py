@@ -58,7 +58,7 @@ class Patience:
             self._limit_s *= 2
             log.warning(
                 "rank %d has waited %.0f s for rank %d in %s, %s; that rank is busy, stopped, or makes another call",
-                self._rank, waited_s, self.peer, progress.own().what_words, _caller(),
+                self._rank, waited_s, self.peer, progress.own().what_words, f"called at {caller()}",
             )  # fmt: skip
 
 
@@ -71,9 +71,9 @@ def left_alone(rank: int, peer: int) -> CommError:
     )
 
 
-def _caller() -> str:
+def caller() -> str:
     """Return file and line of the call into the library."""
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARY):
         frame = frame.f_back
-    return f"called at {frame.f_code.co_filename}:{frame.f_lineno}"
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

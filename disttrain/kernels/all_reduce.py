@@ -12,12 +12,16 @@ _Numbers = ctypes.POINTER(ctypes.c_int64)
 
 
 class Ranks(ctypes.Structure):
-    """`Node` of the C++ source: the ranks of a node, as one of them sees them."""
+    """`Node` of the C++ source: the ranks of a node, as one of them sees them.
+
+    `others` is a digest of the collectives that this rank has begun without this memory.
+    """
 
     _fields_ = (
         ("rank", ctypes.c_int64),
         ("size", ctypes.c_int64),
         ("next", ctypes.c_int64),
+        ("others", ctypes.c_int64),
         ("spins", ctypes.c_int64),
         ("windows", ctypes.c_int64),
         ("slots", _Numbers),
@@ -36,6 +40,8 @@ class Collective(ctypes.Structure):
         ("ranks", ctypes.POINTER(Ranks)),
         ("limit_ns", ctypes.c_int64),
         ("number", ctypes.c_int64),
+        ("what", ctypes.c_int64),
+        ("others", ctypes.c_int64),
         ("count", ctypes.c_int64),
         ("kind", ctypes.c_int64),
         ("data", ctypes.c_void_p),
@@ -52,11 +58,11 @@ def slots_bytes() -> int | None:
     return None if size is None else int(size())
 
 
-def announced(collective: Collective, rank: int) -> tuple[int, int]:
-    """Return the number of elements and the kind that `rank` has announced, where ranks differ."""
-    out = (ctypes.c_int64 * 2)()
+def announced(collective: Collective, rank: int) -> int:
+    """Return `what` as `rank` has announced it, where ranks differ."""
+    out = ctypes.c_int64()
     native("announced")(ctypes.addressof(collective), rank, ctypes.addressof(out))
-    return out[0], out[1]
+    return out.value
 
 
 def functions() -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from disttrain.comm import node, segments, threads
-from disttrain.errors import CommError
+from disttrain.errors import CommError, ContractError
 from disttrain.kernels.library import native
 from tests.comm import claims
 
@@ -95,8 +95,8 @@ def test_a_group_whose_ranks_differ_names_them_by_their_ranks_in_the_job():
     def work(comm):
         comm.split(comm.rank % 2).all_reduce(np.zeros(100 + (comm.rank == 3), np.float32))
 
-    words = "rank 1 has 'sum' of 100 float32, rank 3 'sum' of 101 float32; all ranks"
-    with pytest.raises(CommError, match=words) as caught:
+    words = r"in group 1, .*rank 1: .*of \(100,\) float32, .*rank 3: .*of \(101,\) float32, "
+    with pytest.raises(ContractError, match=words) as caught:
         on_node(4, work)
     assert "in group 1, of the job's ranks 1, 3" in caught.value.__notes__
 
@@ -257,30 +257,21 @@ def test_long_arrays_outside_of_windows_take_turns_however_they_are_moved_on():
 @pytest.mark.parametrize(
     ("mine", "other", "words"),
     [
-        (np.zeros(5), np.zeros(6), "rank 0 has 'sum' of 5 float64, rank 1 'sum' of 6 float64"),
-        (np.zeros(5, "f4"), np.zeros(5), "rank 0 has 'sum' of 5 float32, rank 1 'sum' of 5 float64"),
-        (np.zeros(5), np.zeros(5, "i4"), "rank 0 has 'sum' of 5 float64, rank 1 'sum' of 5 int32"),
-        (np.zeros(70_000), np.zeros(5), "rank 0 has 'sum' of 70000 float64, rank 1 'sum' of 5 float64"),
+        (np.zeros(5), np.zeros(6), r"all_reduce sum of \(5,\) float64, .*all_reduce sum of \(6,\) float64, "),
+        (np.zeros(5, "f4"), np.zeros(5), r"all_reduce sum of \(5,\) float32, .*all_reduce sum of \(5,\) float64, "),
+        (np.zeros(5), np.zeros(5, "i4"), r"all_reduce sum of \(5,\) float64, .*all_reduce sum of \(5,\) int32, "),
+        (np.zeros(70_000), np.zeros(5), r"all_reduce sum of \(70000,\) float64, .*all_reduce sum of \(5,\) float64, "),
     ],
 )
 def test_ranks_that_differ_are_told_on_all_ranks_and_go_no_further(blocking, mine, other, words):
     def work(comm):
         array = (other if comm.rank == 1 else mine).copy()
-        with pytest.raises(CommError, match=words):
-            comm.all_reduce(array) if blocking else comm.start_all_reduce(array).wait()
-        with pytest.raises(CommError, match="failed before"):
-            comm.all_reduce(array)
+        for _ in range(2):
+            with pytest.raises(ContractError, match=words):
+                comm.all_reduce(array) if blocking else comm.start_all_reduce(array).wait()
         return True
 
     assert on_node(3, work) == [True] * 3
-
-
-def test_another_operation_is_a_difference_too():
-    def work(comm):
-        with pytest.raises(CommError, match="rank 0 has 'min' of 3 float64, rank 1 'max' of 3 float64"):
-            comm.all_reduce(np.zeros(3), "max" if comm.rank else "min")
-
-    on_node(2, work)
 
 
 def test_waiting_for_a_rank_that_has_ended_is_an_error():

@@ -12,7 +12,7 @@
 #include <vector>
 
 struct Node {
-    int64_t rank, size, next, spins, windows;
+    int64_t rank, size, next, others, spins, windows;
     char* const* slots;
     char* const* segments;
     const int64_t* lengths;
@@ -22,7 +22,7 @@ struct Node {
 
 struct Collective {
     Node* node;
-    int64_t limit_ns, number, count, kind;
+    int64_t limit_ns, number, what, others, count, kind;
     char* data;
     int64_t phase, ready, waited_ns, first;
 };
@@ -62,7 +62,7 @@ template <typename T> static bool is_right(const char* data, int64_t count, int6
 static int run(int64_t rank, int64_t size, char* const* slots, char* const* segments, int64_t rounds) {
     int64_t length = FLIGHT * (LONGEST + 8) * 8;
     std::vector<char*> arrays(size);
-    Node node = {rank, size, 0, 20, 1, slots, segments, &length, arrays.data(), 0, {}};
+    Node node = {rank, size, 0, 0, 20, 1, slots, segments, &length, arrays.data(), 0, {}};
     std::mt19937 own(rank), common(1);  // what all ranks decide alike comes from the second
     char* beside = zeros(length);
     for (int64_t round = 0; round < rounds; round++) {

@@ -14,7 +14,8 @@
 // combine all of a piece while it is in the caches. A rank has one lane: what passes there does so in the order of
 // collectives, after all earlier ones have been found to need the lane no more.
 //
-// Of another dtype only the announcements are compared.
+// Of another dtype only the announcements are compared. They say what is to be combined, and which collectives by
+// messages came before: ranks that have come here by different calls differ.
 //
 // Flags are numbers of collectives, which only grow: an array is there when its slot has the number (release, acquire).
 // A slot serves again SLOTS collectives later, when every rank is done with what it held.
@@ -35,6 +36,7 @@
 namespace {
 
 constexpr int64_t LINE = 64, SLOTS = 8;
+constexpr int64_t KIND_BITS = 6, COUNT_BITS = 36;
 constexpr int64_t MAIL_BYTES = 1 << 17, SHORT_BYTES = 1 << 11;
 constexpr int64_t PIECE_BYTES = 1 << 16, PIECES = 16;
 
@@ -47,7 +49,7 @@ enum Phase : int64_t { NEW, ANNOUNCED, QUEUED, PASSING, WRITTEN, TAKEN };
 // What a rank announces: `window` is IN_SLOT for a copy in the slot, NOWHERE where others cannot reach it.
 constexpr int64_t IN_SLOT = -1, NOWHERE = -2;
 struct Announcement {
-    int64_t count, kind, window, offset;
+    int64_t what, others, window, offset;
 };
 
 static_assert(std::atomic<int64_t>::is_always_lock_free, "flags between processes must be plain memory");
@@ -70,6 +72,7 @@ struct alignas(LINE) Lane {
 // The ranks of a node, as one of them sees them.
 struct Node {
     int64_t rank, size, next;
+    int64_t others;          // digest of the collectives that were begun without this memory
     int64_t spins;           // looks before the core is offered to others
     int64_t windows;
     Slot* const* slots;      // size: the SLOTS slots of each rank
@@ -84,7 +87,7 @@ struct Node {
 struct Collective {
     Node* node;
     int64_t limit_ns;  // how long its start may wait
-    int64_t number, count, kind;
+    int64_t number, what, others, count, kind;
     char* data;
     int64_t phase, ready, waited_ns;  // ready: ranks of which it is known that they have come as far
     int64_t first;                    // the number of its first piece in the lane
@@ -252,7 +255,7 @@ void find(const Collective& c, Announcement& what) {
 
 void announce(const Collective& c) {
     Slot& own = slot_of(c, c.node->rank);
-    own.what = {c.count, c.kind, NOWHERE, 0};
+    own.what = {c.what, c.others, NOWHERE, 0};
     if (c.kind < KINDS) find(c, own.what);
     if (own.what.window == IN_SLOT) std::memcpy(own.mail, c.data, bytes_of(c));
     own.announced.store(c.number, std::memory_order_release);
@@ -299,7 +302,7 @@ Status compare(const Collective& c) {
     Status status = DONE;
     for (int64_t rank = 0; rank < c.node->size; rank++) {
         const Announcement& what = slot_of(c, rank).what;
-        if (what.count != c.count || what.kind != c.kind) return DIFFERS;
+        if (what.what != c.what || what.others != c.others) return DIFFERS;
         if (what.window == NOWHERE) status = ELSEWHERE;
     }
     return status;
@@ -361,19 +364,18 @@ int disttrain_continue_all_reduce(Collective* c, int64_t limit_ns) {
 }
 
 // Starts to combine elements at `data`, and goes on as above. All ranks start the same, in the same order. `what` is
-// 64 count + kind, which is 0 to 3 for the sum, maximum, minimum and first of float32, 4 to 7 of float64, more for
-// anything else, which ends with ELSEWHERE. c->node and c->limit_ns are set, c->node->size is at least 2. Few arguments: from
-// Python each costs 0.1 us.
+// the kind in 6 bits, the count in 36, and above them a digest of what else must be equal. A kind is 0 to 3 for the sum,
+// maximum, minimum and first of float32, 4 to 7 of float64, more for anything else, which ends with ELSEWHERE. c->node
+// and c->limit_ns are set, c->node->size is at least 2. Few arguments: from Python each costs 0.1 us.
 int disttrain_start_all_reduce(Collective* c, char* data, int64_t what) {
-    *c = {c->node, c->limit_ns, ++c->node->next, what >> 6, what & 63, data, NEW, 0, 0, 0};
+    int64_t count = what >> KIND_BITS & ((int64_t(1) << COUNT_BITS) - 1), kind = what & ((1 << KIND_BITS) - 1);
+    Node* node = c->node;
+    *c = {node, c->limit_ns, ++node->next, what, node->others, count, kind, data, NEW, 0, 0, 0};
     return disttrain_continue_all_reduce(c, c->limit_ns);
 }
 
-// After DIFFERS, sets `out` to the count and the kind that `rank` has announced.
-void disttrain_announced(const Collective* c, int64_t rank, int64_t* out) {
-    out[0] = slot_of(*c, rank).what.count;
-    out[1] = slot_of(*c, rank).what.kind;
-}
+// After DIFFERS, sets `out` to what `rank` has announced.
+void disttrain_announced(const Collective* c, int64_t rank, int64_t* out) { *out = slot_of(*c, rank).what.what; }
 
 // What was written before this is seen before what is written after it.
 void disttrain_fence() { std::atomic_thread_fence(std::memory_order_seq_cst); }

@@ -1,0 +1,389 @@
+"""The contract: every rank makes the same collectives in the same order, and ranks that do not are told so at once.
+
+A collective's first message to a rank goes behind a small one that says what was called: the receiver compares it with
+its own call before it uses any of the data. In a node's memory the ranks' announcements are compared instead, by the
+kernel. Neither costs a round trip. Where nothing meets that could be compared, because one rank waits in shared memory
+and another for messages, or both wait, whoever has waited for a while says in what, to the rank that it waits for.
+
+A rank that finds a difference tells all ranks; each says what it has called, and all raise the same words.
+"""
+
+import json
+import time
+import weakref
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from disttrain.comm.pending import HostArray, Request
+from disttrain.comm.waiting import caller, wait_until
+from disttrain.errors import ContractError
+
+if TYPE_CHECKING:
+    from disttrain.comm.base import Communicator
+
+TAG = 1 << 14  # the first of those that are not the user's
+CALL_BYTES = 1024  # of the message that goes ahead: a call with a name and a path of 100 characters, in UTF-8
+_TEXT = 100  # characters of a name or a path
+SPEAK_S = 0.2  # that a rank waits before it says in what: longer than ranks usually wait for each other
+_SETTLE_S = 1.0  # for which a difference waits for what other ranks say: one of them may be busy
+_KEPT = 4096  # calls that a rank remembers: more than are ever under way
+_TOLD_BYTES = 4000  # of a control message, at most
+
+
+class Call(NamedTuple):
+    """A collective, as one rank has called it.
+
+    Attributes:
+        sequence: number among all collectives of this rank, from 1.
+        op: what is done, as in ``"all_reduce sum"``.
+        dtype: of the array.
+        shape: of the array.
+        name: what it is, in words; may be empty.
+        digest: of the whole name.
+        place: file and line of the call into the library; empty where only the announcement is known.
+    """
+
+    sequence: int
+    op: str
+    dtype: str
+    shape: Sequence[int]
+    name: str
+    digest: int
+    place: str
+
+    @property
+    def terms(self) -> tuple[Any, ...]:
+        """What must be equal on all ranks, by its order in `_TERMS`."""
+        return self.sequence, self.op, self.dtype, tuple(self.shape), self.digest
+
+    @property
+    def words(self) -> str:
+        """As in ``call 3, all_reduce sum of (5,) float32 (gradients of dense/kernel), at train.py:12``."""
+        array = "" if self.op in _WITHOUT_ARRAY else f" of {tuple(self.shape)} {self.dtype}"
+        name = f" ({self.name})" if self.name else ""
+        place = f", at {self.place}" if self.place else ""
+        return f"call {self.sequence}, {self.op}{array}{name}{place}"
+
+
+_WITHOUT_ARRAY = ("barrier", "all_gather_json")
+_TERMS = ("number", "operation", "dtype", "shape", "name")
+
+
+def called(sequence: int, op: str, array: HostArray, name: str) -> Call:
+    """Return the call of whoever calls the library; see `Call`."""
+    digest = zlib.crc32(name.encode()) if name else 0
+    return Call(sequence, op, str(array.dtype), array.shape, name[:_TEXT], digest, caller()[-_TEXT:])
+
+
+class Contract:
+    """What this rank has called in a communicator, and what others have told it of their calls there.
+
+    Control messages are the job's, whatever group they are about, and name ranks as the job does: whoever waits hears
+    of differences in other groups as well.
+
+    Attributes:
+        groups: in the job's contract, those of the groups that this rank is in, by their keys.
+    """
+
+    def __init__(self, comm: "Communicator") -> None:
+        self._comm: Communicator = weakref.proxy(comm)  # which has this, and is dropped when nobody else has it
+        self.groups: WeakValueDictionary[tuple[int, int], Contract] = WeakValueDictionary()
+        self._failure: ContractError | None = None
+        self._own: dict[int, Call] = {}
+        self._early: defaultdict[int, list[tuple[int, Call]]] = defaultdict(list)  # of collectives still to come here
+        self._come: set[tuple[int, int]] = set()  # rank and sequence of a message that is here, and was compared
+        self._asked: dict[int, tuple[HostArray, Request]] = {}  # the next such message, by rank
+
+    def begin(self, call: Call) -> None:
+        """Note a collective of this rank, before it sends or announces anything.
+
+        Raises:
+            ContractError: another rank has called another one, or ranks have differed before.
+        """
+        self._own[call.sequence] = call  # first: who hears of a difference says what it has called
+        if len(self._own) > _KEPT:
+            del self._own[next(iter(self._own))]
+        self.listen()
+        if self._early:
+            for rank, other in self._early.pop(call.sequence, ()):
+                self._compare(rank, other)
+            for sequence in [each for each in self._early if each < call.sequence]:
+                del self._early[sequence]
+
+    def job_rank(self, rank: int) -> int:
+        """Return `rank` of this communicator, as the job numbers it."""
+        return self._comm.job_ranks[rank]
+
+    @property
+    def rank(self) -> int:
+        """This rank, as the job numbers it."""
+        return self.job_rank(self._comm.rank)
+
+    @property
+    def _job(self) -> "Contract":
+        return self._comm._job._contract
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What tells this communicator from others: the number of the group, and the first of its ranks in the job."""
+        return self._comm._group, self._comm.job_ranks[0]
+
+    def listen(self) -> bool:
+        """Hear what other ranks have told this one, of any group.
+
+        Returns:
+            False: it is no reason to stop waiting.
+
+        Raises:
+            ContractError: ranks differ; all of them raise the same words.
+        """
+        if self is not self._job:
+            return self._job.listen()
+        if self._failure is not None:
+            raise ContractError(*self._failure.args)
+        while (told := self._comm._told()) is not None:
+            rank, (key, subject, calls) = told[0], json.loads(told[1])
+            contract = self if key[0] == 0 else self.groups.get(tuple(key))
+            if subject == "differ":
+                self._settle(tuple(key), {rank}, calls if contract is None else contract._statement(calls))
+            elif contract is not None:
+                contract._compare(rank, Call(*calls[0][1]))
+        return False
+
+    def has_come(self, rank: int, sequence: int) -> bool:
+        """Return whether the message that goes ahead of what `rank` sends in a collective is here; never blocks.
+
+        Raises:
+            ContractError: it says something else.
+        """
+        while (rank, sequence) not in self._come:
+            message, request = self.ahead(rank)
+            if not request.test():
+                return False
+            del self._asked[rank]
+            other = Call(*json.loads(message.tobytes()))
+            self._come.add((rank, other.sequence))
+            self._compare(self.job_rank(rank), other)
+        self._come.discard((rank, sequence))
+        return True
+
+    def send_ahead(self, call: Call, dest: int) -> Request:
+        """Start to send to rank `dest` what this one has called."""
+        data = json.dumps(call, ensure_ascii=False).encode().ljust(CALL_BYTES)
+        return self._comm._isend(np.frombuffer(data, np.uint8), dest, TAG)
+
+    def ahead(self, rank: int) -> tuple[HostArray, Request]:
+        """Return the next message that goes ahead of data from `rank`, under way.
+
+        They come in the order in which the other rank first sends, which may be another than that of the calls.
+        """
+        if rank not in self._asked:
+            message = np.empty(CALL_BYTES, np.uint8)
+            self._asked[rank] = message, self._comm._irecv(message, rank, TAG)
+        return self._asked[rank]
+
+    def say(self, call: Call, rank: int) -> None:
+        """Tell the job's `rank`, for which this one waits, in what."""
+        self._comm._job._tell(rank, _pack(self.key, "waits", [(self.rank, call)]))
+
+    def differ(self, calls: Iterable[tuple[int, Call]]) -> NoReturn:
+        """Raise on all ranks of the job that `calls`, with the ranks that made them, differ."""
+        self._job._settle(self.key, set(), self._statement(calls))
+
+    def _compare(self, rank: int, other: Call) -> None:
+        """Compare the call of the job's `rank` with this one's of the same number, now or when it comes."""
+        own = self._own.get(other.sequence)
+        if own is None:
+            self._early[other.sequence].append((rank, other))
+        elif own.terms != other.terms:
+            self.differ([(self.rank, own), (rank, other)])
+
+    def _statement(self, calls: Iterable[tuple[int, Any]]) -> "Statement":
+        """Return what this rank knows of a difference, the calls in doubt first: as much as a message may hold."""
+        known: Known = {}
+        _learn(known, calls)
+        for number in [*sorted({number for number, _ in known} & self._own.keys()), *reversed(self._own)]:
+            known[number, self.rank] = self._own[number]
+        told, room = [], _TOLD_BYTES
+        for (_, rank), each in known.items():
+            room -= len(_pack(self.key, "differ", [(rank, each)]))
+            if room < 0:
+                break
+            told.append((rank, each))
+        return told
+
+    def _settle(self, key: tuple[int, int], heard: set[int], statement: "Statement") -> NoReturn:
+        """Tell all ranks what this one knows, hear from all, and raise the same words as they; of the job's contract.
+
+        What they raise depends on nothing but what all have told, so that it is the same.
+
+        Args:
+            key: of the communicator in which ranks differ.
+            heard: ranks that have said what they know.
+            statement: what this one says.
+        """
+        others = set(range(self._comm.world_size)) - {self.rank}
+        for other in others:
+            self._comm._tell(other, _pack(key, "differ", statement))
+        known: defaultdict[tuple[int, int], Known] = defaultdict(dict)
+        _learn(known[key], statement)
+
+        def all_have_spoken() -> bool:
+            while (told := self._comm._told()) is not None:
+                where, subject, calls = json.loads(told[1])
+                if subject == "differ":
+                    heard.add(told[0])
+                    _learn(known[tuple(where)], calls)
+            return heard >= others
+
+        wait_until(all_have_spoken, _SETTLE_S)
+        first = min(known)
+        self._failure = ContractError(_words(known[first], first[0]))
+        raise self._failure
+
+
+Statement = list[tuple[int, Call]]  # calls, with the ranks that made them
+Known = dict[tuple[int, int], Call]  # the same by number and rank
+
+
+class Collective:
+    """One collective of this rank: what it sends and receives by messages goes by the contract.
+
+    Args:
+        contract: of the communicator.
+        call: what it is.
+        send: starts to send an array to a rank.
+        receive: starts to receive an array from a rank.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        call: Call,
+        send: Callable[[HostArray, int], Request],
+        receive: Callable[[HostArray, int], Request],
+    ) -> None:
+        self.contract = contract
+        self.call = call
+        self._send, self._receive = send, receive
+        self._sent_to: set[int] = set()
+        self._received_from: set[int] = set()
+        self._said_to: set[int] = set()
+        self._waits_since_s: float | None = None
+
+    def send(self, array: HostArray, dest: int) -> Request:
+        """Start to send `array` to rank `dest`; if it is the first, behind what this rank has called."""
+        if dest in self._sent_to:
+            return self._send(array, dest)
+        self._sent_to.add(dest)
+        ahead = self.contract.send_ahead(self.call, dest)
+        return _Both(ahead, self._send(array, dest))
+
+    def receive(self, array: HostArray, source: int) -> Request:
+        """Start to receive `array` from rank `source`; if it is the first, behind what that rank has called."""
+        if source in self._received_from:
+            return self._receive(array, source)
+        self._received_from.add(source)
+        return _Checked(self, self._receive(array, source), source)
+
+    def waits_for(self, peer: int) -> None:
+        """Hear, and after a while say, what is called; to be called now and then by a rank that waits.
+
+        Args:
+            peer: the rank that is waited for, as the job numbers it.
+
+        Raises:
+            ContractError: ranks differ.
+        """
+        self.contract.listen()
+        now_s = time.monotonic()
+        if self._waits_since_s is None:
+            self._waits_since_s = now_s
+        elif now_s - self._waits_since_s >= SPEAK_S:
+            self.say(peer)
+
+    def say(self, peer: int) -> None:
+        """Say to `peer`, as the job numbers it, what this rank waits in, once."""
+        if peer not in self._said_to:
+            self._said_to.add(peer)
+            self.contract.say(self.call, peer)
+
+    def differs(self, announced: Iterable[tuple[int, Call]]) -> NoReturn:
+        """Raise on all ranks that ranks have announced different things, which the node's memory shows."""
+        self.contract.differ([(self.contract.rank, self.call), *announced])
+
+
+class _Both:
+    """Two messages to one rank."""
+
+    def __init__(self, first: Request, second: Request) -> None:
+        self._first, self._second = first, second
+
+    def test(self) -> bool:
+        return self._first.test() and self._second.test()
+
+    def wait(self) -> None:
+        self._first.wait()
+        self._second.wait()
+
+
+class _Checked:
+    """The first message from a rank in a collective: done when it is there, and the rank has called the same."""
+
+    def __init__(self, collective: Collective, request: Request, source: int) -> None:
+        self._collective, self._request, self._source = collective, request, source
+        self._is_checked = False
+
+    def test(self) -> bool:
+        return self._is_ahead_here() and self._request.test()
+
+    def wait(self) -> None:
+        contract = self._collective.contract
+        if not wait_until(lambda: self._is_ahead_here() or contract.listen(), SPEAK_S):
+            self._collective.say(contract.job_rank(self._source))
+            while not self._is_ahead_here():
+                contract.ahead(self._source)[1].wait()
+        self._request.wait()
+
+    def _is_ahead_here(self) -> bool:
+        if not self._is_checked:
+            self._is_checked = self._collective.contract.has_come(self._source, self._collective.call.sequence)
+        return self._is_checked
+
+
+def _pack(key: tuple[int, int], subject: str, calls: Iterable[tuple[int, Call]]) -> bytes:
+    """Return a control message."""
+    return json.dumps([key, subject, [*calls]], ensure_ascii=False).encode()
+
+
+def _learn(known: Known, calls: Iterable[tuple[int, Any]]) -> None:
+    """Add `calls` to what is known; of two of the same number and rank the one that says where it was made."""
+    for rank, fields in calls:
+        each = Call(*fields)
+        if each.place or (each.sequence, rank) not in known:
+            known[each.sequence, rank] = each
+
+
+def _words(known: Known, group: int) -> str:
+    """Return what all ranks raise, of calls by number and rank: it must depend on nothing else."""
+    pair, what = sorted(known)[:2], "number"
+    for number in sorted({number for number, _ in known}):
+        terms = {rank: known[each, rank].terms for each, rank in sorted(known) if each == number}
+        usual = Counter(terms.values()).most_common(1)[0][0]
+        odd = [rank for rank in terms if terms[rank] != usual]
+        if odd:
+            like = next(rank for rank in terms if terms[rank] == usual)
+            pair = [(number, like), (number, odd[0])]
+            what = " and ".join(name for name, a, b in zip(_TERMS, usual, terms[odd[0]], strict=True) if a != b)
+            break
+    calls = "; ".join(f"rank {rank}: {known[number, rank].words}" for number, rank in sorted(pair, key=lambda p: p[1]))
+    where = f" in group {group}" if group else ""
+    return (
+        f"ranks make different calls{where}, the {what} differs: {calls}; every rank must make the same "
+        "collectives in the same order, with arrays of the same shape and dtype"
+    )
