@@ -9,7 +9,7 @@ import pytest
 from disttrain import comm as dt_comm
 from disttrain.comm import base, ring, threads
 from disttrain.comm.scratch import Scratch
-from disttrain.errors import CommError, ConfigError
+from disttrain.errors import ConfigError, ContractError
 from tests.comm import claims
 
 WORLD_SIZES = range(1, 9)

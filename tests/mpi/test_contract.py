@@ -1,4 +1,4 @@
-"""Ranks that make different collectives, among processes: each cell on a communicator of its own, in shared memory too."""
+"""Ranks that make different collectives, among processes: each cell on a communicator of its own."""
 
 import numpy as np
 import pytest
