@@ -21,6 +21,7 @@ BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 DATA_DIR = "DISTTRAIN_DATA"
 KERNELS = "DISTTRAIN_KERNELS"
 THREADS = "DISTTRAIN_THREADS"
+SLURM_END = "SLURM_JOB_END_TIME"
 MATMUL_PRECISION = "DISTTRAIN_MATMUL_PRECISION"
 HOST = "DISTTRAIN_HOST"
 RENDEZVOUS = "DISTTRAIN_RENDEZVOUS"
@@ -178,6 +179,15 @@ def threads(environ: Mapping[str, str] = os.environ) -> int | None:
 def matmul_precision(environ: Mapping[str, str] = os.environ) -> str:
     """Return how exactly ``DISTTRAIN_MATMUL_PRECISION`` asks matrices to be multiplied; empty: it does not."""
     return environ.get(MATMUL_PRECISION, "")
+
+
+def end_s(environ: Mapping[str, str] = os.environ) -> float | None:
+    """Return when the scheduler will end the job, in seconds since 1970; None where it does not say.
+
+    Slurm gives it to every process of a job with a time limit.
+    """
+    text = environ.get(SLURM_END, "")
+    return float(text) if text.isdecimal() else None
 
 
 def has_blas_threads(environ: Mapping[str, str] = os.environ) -> bool:

@@ -60,6 +60,17 @@ class CheckpointDamagedError(CheckpointError):
     """A checkpoint's files are not what its manifest says they are."""
 
 
+PREEMPTED = 75  # the exit code of a job that is to be started again: EX_TEMPFAIL of sysexits.h
+
+
+class Preempted(SystemExit):
+    """Training was asked to end before it was done, and its state is saved; a program ends with the code 75."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(PREEMPTED)
+        self.reason = reason
+
+
 def readable(shape: Sequence[int | None]) -> str:
     """Return a shape for a message; a first length that is unknown or 0 stands for any number of samples."""
     lengths = [str(n) for n in shape]

@@ -26,6 +26,7 @@ from disttrain.errors import CheckpointDamagedError, CheckpointError
 
 _NAME = re.compile(r"checkpoint-(\d{6,18})")
 _TEMPORARY = ".tmp-"
+_SEEN = ".seen-"
 _DAMAGED = "damaged-"
 _OWNER = ".run.json"
 _OWNER_BYTES = 1 << 16
@@ -104,6 +105,23 @@ class Storage(ABC):
     @abstractmethod
     def lock(self) -> contextlib.AbstractContextManager[Any]:
         """Keep other writers out, and remove what they left; the place is made if need be."""
+
+    @abstractmethod
+    def leave_token(self, token: str) -> None:
+        """Leave something for other ranks to see, if they look at the same place; it is made if need be.
+
+        Raises:
+            CheckpointError: that is not possible.
+        """
+
+    def sees_token(self, token: str) -> bool:
+        """Return whether this is the place where the token was left."""
+        return self.has_file(_SEEN + token)
+
+    def remove_token(self, token: str) -> None:
+        """Remove the token."""
+        with contextlib.suppress(OSError):
+            self.remove_file(_SEEN + token)
 
     @abstractmethod
     def claim(self) -> "Claim":
@@ -262,13 +280,27 @@ class _Directory(Storage):
                 disk.try_to_remove(self.root / name)
             yield
 
+    def leave_token(self, token: str) -> None:
+        try:
+            disk.make_directories(self.root)
+            self.write(_SEEN + token, [])
+        except OSError as error:
+            raise _unwritable(self.place, error) from error
+
     def claim(self) -> Claim:
-        disk.make_directories(self.root)
+        try:
+            disk.make_directories(self.root)
+            return self._claim()
+        except OSError as error:
+            raise _unwritable(self.place, error) from error
+
+    def _claim(self) -> Claim:
         held = contextlib.ExitStack()
         try:
             # the system releases it when the process ends, whatever its end, its number or the clock
             held.enter_context(FileLock(self.root / ".run.lock", timeout=_CLAIM_TIMEOUT_S))
         except Timeout as error:
+            held.close()
             raise CheckpointError(
                 f"{self.root} belongs to a run that goes on: {_in_words(self.owner())}. Give each run a directory of "
                 "its own, or end that one first"
@@ -360,10 +392,20 @@ class _Remote(Storage):
     def lock(self) -> Iterator[None]:
         yield  # object stores have none; rank 0 alone commits, and a claim tells of others
 
+    def leave_token(self, token: str) -> None:
+        try:
+            self.filesystem.makedirs(self.root, exist_ok=True)
+            self.filesystem.pipe_file(f"{self.root}/{_SEEN}{token}", b"here")
+        except OSError as error:
+            raise _unwritable(self.place, error) from error
+
     def claim(self) -> Claim:
         claim = Claim(self, contextlib.ExitStack())
-        self.filesystem.makedirs(self.root, exist_ok=True)
-        self.filesystem.pipe_file(f"{self.root}/{_OWNER}", claim.words())
+        try:
+            self.filesystem.makedirs(self.root, exist_ok=True)
+            self.filesystem.pipe_file(f"{self.root}/{_OWNER}", claim.words())
+        except OSError as error:
+            raise _unwritable(self.place, error) from error
         return claim
 
     def _is_leftover(self, name: str) -> bool:
@@ -375,6 +417,10 @@ class _Remote(Storage):
         if not self.filesystem.isdir(self.root):
             return []
         return [str(path).rstrip("/").rsplit("/", 1)[-1] for path in self.filesystem.ls(self.root, detail=False)]
+
+
+def _unwritable(place: str, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{place}: nothing can be written here: {error.strerror or error}")
 
 
 def _in_words(owner: dict[str, Any]) -> str:

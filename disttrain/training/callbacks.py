@@ -4,12 +4,19 @@ Every rank runs every callback with the same values, so that all decide alike.
 """
 
 import os
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain.errors import ConfigError, unknown_name
+from disttrain import comm
+from disttrain.checkpoint import Keep, Metric
+from disttrain.checkpoint.storage import Claim, storage
+from disttrain.errors import ConfigError, Preempted, unknown_name
 from disttrain.observe import log
+from disttrain.training.agreement import together
+from disttrain.training.ending import EndOfTime
 
 if TYPE_CHECKING:
     from disttrain.training.model import Model
@@ -25,9 +32,11 @@ class Callback:
 
     Attributes:
         model: the model that is trained; ``model.stop_training = True`` ends it after this epoch.
+        votes: what `vote` returned before the last step, summed over the ranks.
     """
 
     model: "Model"
+    votes: Sequence[float] = ()
 
     def on_train_begin(self) -> None:
         """Called before the first step."""
@@ -46,6 +55,10 @@ class Callback:
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Called after a step, with the values of the epoch so far."""
+
+    def vote(self) -> Sequence[float]:
+        """Return numbers that this rank alone knows, as many on all; called before each step, whose sums carry them."""
+        return ()
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs to know: JSON values, and arrays."""
@@ -111,6 +124,14 @@ class _Monitor(Callback):
                 "or mode='min'"
             )
         return float(logs[self.monitor])
+
+    def _metric(self, logs: Logs, *, is_needed: bool) -> Metric | None:
+        """Return the value for a checkpoint to be told by, None where it is neither needed nor there."""
+        if not is_needed and self.monitor not in logs:
+            return None
+        if not is_needed and self.mode == "auto" and not self.monitor.endswith(_UPWARD + _DOWNWARD):
+            return None
+        return Metric(name=self.monitor, value=self._value(logs), mode="max" if self._maximize else "min")
 
     def _is_better(self, value: float, than: float | None) -> bool:
         if than is None:
@@ -198,15 +219,49 @@ class EarlyStopping(_Monitor):
         self._best_weights = {n.removeprefix("best/"): a for n, a in state.items() if n.startswith("best/")}
 
 
+class _Due:
+    """When to save: after epochs or a number of steps, and a number of seconds after the last time."""
+
+    def __init__(self, save_freq: str | int, seconds: float | None) -> None:
+        if save_freq != "epoch" and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
+            raise ConfigError(f"save_freq is 'epoch' or a number of steps of at least 1, not {save_freq!r}")
+        if seconds is not None and not seconds > 0:
+            raise ConfigError(f"seconds is a number above 0, or None, not {seconds!r}")
+        self._steps = None if save_freq == "epoch" else int(save_freq)
+        self._seconds = seconds
+        self._last_s = time.monotonic()
+
+    @property
+    def by_epochs(self) -> bool:
+        return self._steps is None
+
+    def vote(self) -> float:
+        """Return 1 on rank 0 when its clock says that it is time; the ranks' clocks differ."""
+        is_time = self._seconds is not None and time.monotonic() - self._last_s >= self._seconds
+        return float(is_time and comm.current().rank == 0)
+
+    def after_step(self, iterations: int, vote: float) -> bool:
+        """Return whether to save after a step; `vote` is the sum over the ranks."""
+        return vote > 0 or (self._steps is not None and iterations % self._steps == 0)
+
+    def saved(self) -> None:
+        """Begin to count the seconds anew."""
+        self._last_s = time.monotonic()
+
+
 class ModelCheckpoint(_Monitor):
-    """Saves the model after epochs or steps, as `Model.save` does.
+    """Saves the model after epochs, steps or seconds, as `Model.save` does, but beside the training.
+
+    A checkpoint is on the disk when the next one is begun, and when `fit` ends.
 
     Args:
-        filepath: a directory, or an fsspec address; the newest two stay.
+        filepath: a directory, or an fsspec address.
         monitor: name of the value that says what is best.
         save_best_only: whether to save only when it became better.
         mode: ``"min"``, ``"max"``, or ``"auto"``, by the name.
         save_freq: ``"epoch"``, or a number of steps.
+        seconds: save as well when so many have passed since the last time.
+        keep: which checkpoints stay: as many of the newest, or a Keep.
     """
 
     def __init__(
@@ -217,29 +272,37 @@ class ModelCheckpoint(_Monitor):
         save_best_only: bool = False,
         mode: str = "auto",
         save_freq: str | int = "epoch",
+        seconds: float | None = None,
+        keep: int | Keep = 2,
     ) -> None:
         super().__init__(monitor, mode, 0)
         self.filepath = filepath
         self.save_best_only = save_best_only
-        self.save_freq = _frequency(save_freq)
+        self.keep = keep if isinstance(keep, Keep) else Keep(last=keep)
+        self._due = _Due(save_freq, seconds)
+
+    def vote(self) -> Sequence[float]:
+        """Return whether it is time, by the clock."""
+        return (self._due.vote(),)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Save, if this is the time."""
-        if self.save_freq is None:
+        if self._due.by_epochs:
             self._save(logs)
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Save, if this is the time."""
-        if self.save_freq is not None and self.model.optimizer.iterations % self.save_freq == 0:
+        if self._due.after_step(self.model.optimizer.iterations, *self.votes):
             self._save(logs)
 
     def _save(self, logs: Logs) -> None:
-        if self.save_best_only:
-            value = self._value(logs)
-            if not self._is_better(value, self.best):
+        metric = self._metric(logs, is_needed=self.save_best_only or self.keep.best > 0)
+        if self.save_best_only and metric is not None:
+            if not self._is_better(metric.value, self.best):
                 return
-            self.best = value
-        self.model.save(self.filepath)
+            self.best = metric.value
+        self.model.current_fit.saver.save(self.filepath, *self.model.saved_parts(), keep=self.keep, metric=metric)
+        self._due.saved()
 
     def state(self) -> dict[str, Any]:
         """Return the best value."""
@@ -250,39 +313,88 @@ class ModelCheckpoint(_Monitor):
         self.best = state["best"]
 
 
-class BackupAndRestore(Callback):
+class BackupAndRestore(_Monitor):
     """Saves the state of training, and goes on from it when `fit` is called again after an interruption.
 
-    A resumed run ends with the same bits as one that was not interrupted.
+    A resumed run ends with the same bits as one that was not interrupted, on as many ranks as it was begun with. The
+    state is written beside the training, and saved once more when `fit` ends.
+
+    When a rank receives SIGTERM or SIGUSR1, or the time limit of the job is near, all ranks finish the step, save
+    together, and raise `disttrain.errors.Preempted`, with which a program ends with the exit code 75. Only a `fit` in
+    the main thread hears signals.
+
+    The directory belongs to the run while it goes on: another that begins there is refused.
 
     Args:
-        backup_dir: a directory, or an fsspec address; the newest two checkpoints stay.
+        backup_dir: a directory, or an fsspec address.
         save_freq: ``"epoch"``, or a number of steps.
+        seconds: save as well when so many have passed since the last time.
+        keep: which checkpoints stay: as many of the newest, or a Keep.
+        monitor: name of the value that says which are best; needed for ``Keep(best=...)``.
+        mode: ``"min"``, ``"max"``, or ``"auto"``, by the name.
+        time_limit_s: seconds from the beginning of `fit` to the end of the job; by default what Slurm says, if it does.
     """
 
-    def __init__(self, backup_dir: str | os.PathLike[str], save_freq: str | int = "epoch") -> None:
+    def __init__(
+        self,
+        backup_dir: str | os.PathLike[str],
+        save_freq: str | int = "epoch",
+        *,
+        seconds: float | None = None,
+        keep: int | Keep = 2,
+        monitor: str = "loss",
+        mode: str = "auto",
+        time_limit_s: float | None = None,
+    ) -> None:
+        super().__init__(monitor, mode, 0)
         self.backup_dir = backup_dir
-        self.save_freq = _frequency(save_freq)
+        self.keep = keep if isinstance(keep, Keep) else Keep(last=keep)
+        self.time_limit_s = time_limit_s
+        self._due = _Due(save_freq, seconds)
+        self._claim: Claim | None = None
+        self._end = EndOfTime(None)
+        self._saved_at = -1
 
     def on_train_begin(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
-        self.model.current_fit.resume(self.backup_dir)
+        fit, ranks = self.model.current_fit, comm.current()
+        self._claim = together(ranks, lambda: storage(self.backup_dir).claim() if ranks.rank == 0 else None)
+        if self._claim is not None:
+            fit.held.callback(self._claim.release)
+        self._end = fit.held.enter_context(EndOfTime(self.time_limit_s))
+        fit.resume(self.backup_dir)
+        self._saved_at = self.model.optimizer.iterations
+
+    def vote(self) -> Sequence[float]:
+        """Return whether it is time by the clock, and whether training is to end."""
+        return self._due.vote(), float(self._end.is_near())
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Save, if this is the time."""
-        if self.save_freq is None:
-            self.model.current_fit.save(self.backup_dir)
+        if self._due.by_epochs:
+            self._save(logs)
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        """Save, if this is the time."""
-        if self.save_freq is not None and self.model.optimizer.iterations % self.save_freq == 0:
-            self.model.current_fit.save(self.backup_dir)
+        """Save, if this is the time; and end training, if a rank was asked to."""
+        timer, end = self.votes
+        if end or self._due.after_step(self.model.optimizer.iterations, timer):
+            self._save(logs)
+        if end:
+            self.model.current_fit.saver.wait()
+            reasons = comm.current().all_gather_json(self._end.reason())
+            reason = next(f"rank {rank}: {text}" for rank, text in enumerate(reasons) if text)
+            log.warning("training ends after step %d, saved in %s: %s", self._saved_at, self.backup_dir, reason)
+            raise Preempted(reason)
 
+    def on_train_end(self) -> None:
+        """Save what was done since the last time."""
+        if self._saved_at != self.model.optimizer.iterations:
+            self._save({})
 
-def _frequency(save_freq: str | int) -> int | None:
-    """Return a number of steps, or None for epochs."""
-    if save_freq == "epoch":
-        return None
-    if not isinstance(save_freq, int) or save_freq < 1:
-        raise ConfigError(f"save_freq is 'epoch' or a number of steps of at least 1, not {save_freq!r}")
-    return save_freq
+    def _save(self, logs: Logs) -> None:
+        fit = self.model.current_fit
+        metric = self._metric(logs, is_needed=self.keep.best > 0 and bool(logs))
+        fit.save(self.backup_dir, keep=self.keep, metric=metric, claim=self._claim)
+        self._saved_at = self.model.optimizer.iterations
+        self._end.took_s = max(self._end.took_s, fit.saver.took_s)
+        self._due.saved()

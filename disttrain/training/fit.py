@@ -1,23 +1,29 @@
 """Fit: one call of `Model.fit`, with its place in the epochs, which can be saved and gone on from."""
 
+import contextlib
+import itertools
 import os
 import platform
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from disttrain import progress
 from disttrain.backend import seed
-from disttrain.checkpoint import Checkpoint
-from disttrain.data import Batches
+from disttrain.checkpoint import Checkpoint, Keep, Metric
+from disttrain.checkpoint.storage import Claim
+from disttrain.data import Batch, Batches
 from disttrain.errors import CheckpointError
+from disttrain.kernels.library import chosen
+from disttrain.kernels.precision import get_matmul_precision
 from disttrain.observe import log
 from disttrain.progress import Phase
 from disttrain.training.agreement import together
 from disttrain.training.callbacks import BackupAndRestore, Callback
 from disttrain.training.replica import Replica
-from disttrain.training.saving import read, write
+from disttrain.training.saving import Saver, read
 from disttrain.training.sharded import Sums
 
 if TYPE_CHECKING:
@@ -40,6 +46,8 @@ class Fit:
         epoch: that runs, counted from 0.
         step: number of steps taken in it.
         sums: what these steps added up.
+        saver: writes checkpoints while training goes on.
+        held: what is to be released when training ends, however it does.
     """
 
     def __init__(
@@ -62,18 +70,26 @@ class Fit:
         self.epoch = initial_epoch
         self.step = 0
         self.sums: Sums | None = None
+        self.saver = Saver(replica.comm)
+        self.held = contextlib.ExitStack()
+        self._first_rate = self._rate()
 
     def run(self) -> None:
-        """Train to the end, or until a callback stops it."""
+        """Train to the end, or until a callback stops it; what was saved is on the disk when this returns or raises."""
         self.model.stop_training = False
         for callback in self.callbacks:
             callback.model = self.model
         progress.begin_run()
-        with progress.phase(Phase.FIT):
-            self._call("on_train_begin")
-            while self.epoch < self.epochs and not self.model.stop_training:
-                self._run_epoch()
-            self._call("on_train_end")
+        with progress.phase(Phase.FIT), self.held:
+            try:
+                self._call("on_train_begin")
+                while self.epoch < self.epochs and not self.model.stop_training:
+                    self._run_epoch()
+                self._call("on_train_end")
+                self.saver.wait()
+            except BaseException as error:
+                self.saver.leave(error)
+                raise
             self.replica.share_state()
 
     def _run_epoch(self) -> None:
@@ -84,7 +100,7 @@ class Fit:
         progress.at(Phase.DATA)
         for batch in self.batches.epoch(epoch, self.step):
             self._call("on_train_batch_begin", self.step)
-            sums = self.replica.train(batch)
+            sums = self._train(batch)
             self.sums = sums if self.sums is None else self.sums + sums
             self.step += 1
             logs = self.replica.logs(self.sums)
@@ -98,8 +114,26 @@ class Fit:
         self.epoch, self.step, self.sums = epoch + 1, 0, None
         self._call("on_epoch_end", epoch, logs)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Save the state of training under `path`; rank 0 writes, and a failure is one on all ranks."""
+    def _train(self, batch: Batch) -> Sums:
+        """Take a step; with its sums travels what each rank alone knows: its callbacks' votes, and failures to save."""
+        votes = [callback.vote() for callback in self.callbacks]
+        sums = self.replica.train(batch, [float(self.saver.has_failed), *itertools.chain(*votes)])
+        failures, *summed = self.replica.votes
+        if failures:
+            self.saver.wait()  # which raises, on all ranks
+        for callback, own in zip(self.callbacks, votes, strict=True):
+            callback.votes, summed = summed[: len(own)], summed[len(own) :]
+        return sums
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        keep: Keep | None = None,
+        metric: Metric | None = None,
+        claim: Claim | None = None,
+    ) -> None:
+        """Begin to save the state of training under `path`; as `Saver.save`."""
         self.replica.share_state()
         states = [callback.state() for callback in self.callbacks]
         arrays = {f"{i}/{k}": v for i, state in enumerate(states) for k, v in state.items() if _is_array(v)}
@@ -111,13 +145,15 @@ class Fit:
                 "sums": None if self.sums is None else self.sums.tolist(),
                 "shapes": self.replica.shapes,
                 "iterations": self.replica.optimizer.iterations,
+                "learning_rate": [self._first_rate, self._rate()],
                 "stopped": self.model.stop_training,
                 "states": [{k: v for k, v in state.items() if not _is_array(v)} for state in states],
                 **self._circumstances(),
             },
-            "versions": {"python": platform.python_version(), "numpy": np.__version__},
+            "versions": versions(),
         }
-        write(self.replica.comm, path, {**self.replica.tensors(), "callbacks": arrays}, values)
+        tensors = {**self.replica.tensors(), "callbacks": arrays}
+        self.saver.save(path, tensors, values, keep=keep or Keep(), metric=metric, claim=claim)
 
     def resume(self, path: str | os.PathLike[str]) -> None:
         """Go on from the newest whole checkpoint under `path`, if there is one, on all ranks alike.
@@ -129,6 +165,13 @@ class Fit:
         if saved is not None:
             together(self.replica.comm, lambda: self._take_over(saved))
             log.info("resumed from %s: epoch %d, step %d", saved.place, self.epoch, self.step)
+            for name, value in versions().items():
+                before = saved.values["versions"].get(name)
+                if before != value and self.replica.comm.rank == 0:
+                    log.warning(
+                        "%s was written with %s %s, this is %s: the run goes on, but not to the same bits",
+                        saved.place, name, before, value,
+                    )  # fmt: skip
 
     def _take_over(self, saved: Checkpoint) -> None:
         training = saved.values.get("training")
@@ -145,11 +188,27 @@ class Fit:
         self.sums = None if training["sums"] is None else np.array(training["sums"])
         self.replica.shapes = [tuple(shape) for shape in training["shapes"]]
         self.replica.optimizer.iterations = training["iterations"]
+        self._take_over_rate(*training["learning_rate"])
         self.model.stop_training = training["stopped"]
         for i, (callback, state) in enumerate(zip(self.callbacks, training["states"], strict=True)):
             arrays = saved.tensors.get("callbacks", {})
             own = {k.removeprefix(f"{i}/"): a for k, a in arrays.items() if k.startswith(f"{i}/")}
             callback.restore({**state, **own})
+
+    def _rate(self) -> float | None:
+        """Return the learning rate, None where it is a schedule: that follows from the step."""
+        rate = self.replica.optimizer.learning_rate
+        return None if callable(rate) else float(rate)
+
+    def _take_over_rate(self, first: float | None, last: float | None) -> None:
+        """Go on with the learning rate that callbacks had set, unless the script begins with another than it did."""
+        if first is None or self._rate() == first:
+            self.replica.optimizer.learning_rate = last if last is not None else self.replica.optimizer.learning_rate
+            self._first_rate = first
+        else:
+            log.warning(
+                "the learning rate was %s in the run that is resumed, and is %s now, as asked", last, self._rate()
+            )
 
     def _circumstances(self) -> dict[str, Any]:
         """Return what must be as it was for a run to go on."""
@@ -171,3 +230,15 @@ class Fit:
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray)
+
+
+def versions() -> dict[str, str]:
+    """Return what the bits of a result depend on besides the run itself."""
+    kernels = chosen()
+    return {
+        "disttrain": version("disttrain"),
+        "Python": platform.python_version(),
+        "NumPy": np.__version__,
+        "kernels": kernels.path.stem if kernels.path else kernels.name,  # named after sources, compiler and CPU
+        "matmul precision": get_matmul_precision(),
+    }

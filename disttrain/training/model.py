@@ -236,6 +236,10 @@ class Model(Layer):
             ConfigError: the model has no weights yet.
         """
         self._check_built("save()")
+        write(comm.current(), path, *self.saved_parts())
+
+    def saved_parts(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+        """Return what `save` writes: tensors by group and name, and values."""
         tensors: dict[str, dict[str, Any]] = {"model": {w.name: w.data for w in self.weights}}
         values: dict[str, Any] = {"model": self.description()}
         if self._loss is not None:
@@ -243,7 +247,7 @@ class Model(Layer):
             replica.share_state()
             tensors = replica.tensors()
             values["iterations"] = self.optimizer.iterations
-        write(comm.current(), path, tensors, values)
+        return tensors, values
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over weights, and the optimizer's state where it was saved, from the newest whole checkpoint.

@@ -1,7 +1,7 @@
 """Replica: this rank's copy of a compiled model, which takes the same steps as the other ranks' copies."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,7 @@ class Replica:
     Attributes:
         shapes: of what each metric adds up; known after the first batch.
         steps: what is computed for a batch; one for each shard of this rank.
+        votes: of the last step, as summed over the ranks.
 
     Raises:
         CommError: the ranks' models differ; names the first weight that does.
@@ -78,9 +79,14 @@ class Replica:
         self.steps = self._sharded.steps if self._sharded else [StaticStep(model, loss, self.gradients, static)]
         self._state = _state(model)
         self.shapes: list[tuple[int, ...]] = []
+        self.votes: list[float] = []
 
-    def train(self, batch: Batch) -> Sums:
+    def train(self, batch: Batch, votes: Sequence[float] = ()) -> Sums:
         """Take one step on this rank's part of a global batch; return the sums of all ranks.
+
+        Args:
+            batch: this rank's part.
+            votes: numbers of this rank, as many on all, to be summed over the ranks in the message that travels anyway.
 
         Raises:
             NonFiniteError: the loss is NaN or infinite on some rank, on all; no weight was changed by it.
@@ -89,7 +95,12 @@ class Replica:
         progress.begin_step(number)
         before = [weight.data.copy() for weight in self._state]
         step = Step(training=True, number=number, first=batch.first, total=total_over(self.comm))
-        own, sums = self._sharded.train(batch, step) if self._sharded else self._train(batch, step)
+        if self._sharded:
+            own, sums = self._sharded.train(batch, step)
+            summed = self.comm.all_reduce(np.array(votes, np.float64))  # its sums are in an order of their own
+        else:
+            own, sums, summed = self._train(batch, step, votes)
+        self.votes = summed.tolist()
         if not np.isfinite(sums[0]):
             for weight, array in zip(self._state, before, strict=True):
                 weight.data[...] = array
@@ -152,13 +163,14 @@ class Replica:
     def _layout(self) -> list[Any]:
         return [[w.name, list(w.shape), str(w.dtype), w.requires_grad] for w in self.model.weights]
 
-    def _train(self, batch: Batch, step: Step) -> tuple[Sums, Sums]:
-        """Compute the gradients of a global batch; return what this rank's part, and all, add to the sums."""
+    def _train(self, batch: Batch, step: Step, votes: Sequence[float]) -> tuple[Sums, Sums, Sums]:
+        """Compute the gradients of a global batch; return what this rank's part, and all, add to the sums, and votes."""
         with running(step):
             y_pred, per_sample = self.steps[0].train(batch)
         progress.at(Phase.METRICS)
         own = self._measure(batch, y_pred, per_sample)
-        return own, self.comm.all_reduce(own.copy())
+        summed = self.comm.all_reduce(np.concatenate([own, votes]))
+        return own, summed[: own.size], summed[own.size :]
 
     def _measure(self, batch: Batch, y_pred: Array, per_sample: Array) -> Sums:
         y_true, predicted, loss = to_host(batch.y), to_host(y_pred), to_host(per_sample)
