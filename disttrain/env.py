@@ -159,6 +159,11 @@ def data_dir(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(chosen).absolute()
 
 
+def costs_dir() -> Path:
+    """Return where measured costs of messages are kept: a folder in the user's cache."""
+    return Path(platformdirs.user_cache_path("disttrain")) / "costs"
+
+
 def kernels(environ: Mapping[str, str] = os.environ) -> str:
     """Return which kernels ``DISTTRAIN_KERNELS`` asks for; empty: the best that there are."""
     return environ.get(KERNELS, "")

@@ -6,17 +6,18 @@ import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
 
-from disttrain import progress
+from disttrain import env, progress
 from disttrain.backend import Array, get_array_module
-from disttrain.comm import canonical, node, ring, tree
+from disttrain.comm import canonical, costs, doubling, node, ring, tree
 from disttrain.comm.arrays import aligned_zeros, check_writable, combination, contiguous, copy_back
 from disttrain.comm.contract import TAG, Collective, Contract, called
+from disttrain.comm.costs import Costs
 from disttrain.comm.encoded import Wire, wire_of
 from disttrain.comm.node import Node, Share
 from disttrain.comm.pending import Channel, HostArray, Pending, Request, Steps
@@ -65,6 +66,8 @@ class Communicator(ABC):
         self._node: Node | None = None
         self._nodes = [[each] for each in range(world_size)]  # the ranks of each: they share memory
         self._host = ""  # as `join_node` was told
+        self._hosts: Sequence[str] = ()  # of all ranks, so told
+        self._costs: Costs | None = None
         self.job_ranks: Sequence[int] = range(world_size)
         self._job = self
         self._group = 0  # its number; 0 for the ranks of the whole job
@@ -144,7 +147,7 @@ class Communicator(ABC):
         self._host = host
         if self.world_size == 1:
             return
-        hosts = self.all_gather_json(host)
+        hosts = self._hosts = self.all_gather_json(host)
         members = [rank for rank, other in enumerate(hosts) if other == host]
         self.local_rank = members.index(self.rank)
         if len(members) > 1:
@@ -153,6 +156,34 @@ class Communicator(ABC):
             self._node = node.join(names, self.job_ranks[self.rank], exchange, self._job._serve)
         shared = self.all_gather_json(members if self._node else [self.rank])
         self._nodes = [ranks for rank, ranks in enumerate(shared) if ranks[0] == rank]
+
+    def costs(self) -> Costs:
+        """Return what messages cost between hosts, or, where all ranks are on one, within it: the same on all ranks.
+
+        All ranks call this, as they would a collective. The first call between hosts measures it, in at most about 0.3
+        s, unless a job of the same hosts has done so within a day; the first sum over ranks makes that call.
+        """
+        if self._costs is None:
+            self._costs = self._measured() if len(set(self._hosts)) > 1 else costs.WITHIN_HOST
+        return self._costs
+
+    def _measured(self) -> Costs:
+        found = costs.cached(env.costs_dir(), self.transport, self._hosts) if self.rank == 0 else None
+        found_there = self.broadcast_json(found and asdict(found))
+        if found_there:
+            return Costs(**found_there)
+        channel, own = self._channel("measure of messages", _NOTHING), None
+        if self.rank in self._leaders:
+
+            def run(steps: Steps, array: HostArray) -> None:
+                self._run(steps, "all_gather", array)
+
+            own = asdict(costs.measure(channel.among(self._leaders), run))
+        everyone = [each for each in self.all_gather_json(own) if each]
+        slowest = Costs(**{name: max(each[name] for each in everyone) for name in everyone[0]})
+        if self.rank == 0:
+            costs.keep(slowest, env.costs_dir(), self.transport, self._hosts)
+        return slowest
 
     def _serve(self, rank: int) -> bool:
         """Move messages on, while this rank waits in the node's memory for `rank`; return whether that has ended."""
@@ -205,7 +236,8 @@ class Communicator(ABC):
     def all_reduce(self, array: Array, op: str = "sum", *, name: str = "") -> Array:
         """Replace `array` by the sum over all ranks, in place, and return it: the same bits on all.
 
-        Moves ``2 (p-1)/p`` of the array's bytes per rank.
+        Long arrays move ``2 (p-1)/p`` of their bytes per rank, or, between hosts, per host; short ones move in fewer
+        messages, by `costs`.
 
         Args:
             array: any shape; the sum is formed in its dtype.
@@ -234,6 +266,7 @@ class Communicator(ABC):
         check_writable(array)
         combination(op, array)  # refuses what it does not know
         carrier = wire_of(wire, op, array.dtype)
+        self.costs()
         way = "" if wire is None else f" by {wire if isinstance(wire, str) else type(wire).__name__}"
         channel = self._channel(f"all_reduce {op}{way}", array, name, by_messages=False)
         return self._start(self._all_reduce(array, op, channel, name, wire=carrier), "all_reduce", array)
@@ -353,6 +386,7 @@ class Communicator(ABC):
         if begun is None:
             check_writable(array)
             combination(op, array)  # refuses what it does not know
+        self.costs()
         words = (what, array) if what == name else (f"all_reduce {op}", array, name)
         channel = self._channel(*words, by_messages=False)
         self._start(self._all_reduce(array, op, channel, name, begun), what, array).wait()
@@ -372,7 +406,7 @@ class Communicator(ABC):
         flat = host.reshape(-1)
         # What nodes cannot sum goes round among all ranks, each node's side by side.
         is_computed = flat.dtype in node.COMPUTED
-        between = [ranks[0] for ranks in self._nodes] if is_computed else list(itertools.chain(*self._nodes))
+        between = self._leaders if is_computed else list(itertools.chain(*self._nodes))
         is_spread, number = is_computed and len(between) > 1, 0
         if self._node is not None:
             share = share or self._node.all_reduce(flat, op, np.shape(array), name)
@@ -381,7 +415,7 @@ class Communicator(ABC):
             yield share
         if self.rank in between and len(between) > 1:
             there = channel.among(between)
-            yield from wire.all_reduce(flat, there) if wire else ring.all_reduce(flat, combine, there)
+            yield from wire.all_reduce(flat, there) if wire else self._by_messages(flat, combine, there)
         if self._node is not None and is_spread:
             share = self._node.spread(flat, number)
             share.collective = channel.collective
@@ -393,6 +427,13 @@ class Communicator(ABC):
         flat = [contiguous(node).reshape(-1) for node in nodes]
         yield from canonical.all_reduce(flat, host.reshape(-1), layout, channel)
         copy_back(host, out)
+
+    def _by_messages(self, flat: HostArray, combine: np.ufunc, channel: Channel) -> Steps:
+        """Return the all-reduce that costs least."""
+        known, ranks = self._costs or costs.WITHIN_HOST, channel.world_size
+        if known.of_doubling(flat.nbytes, ranks) < known.of_ring(flat.nbytes, ranks):
+            return doubling.all_reduce(flat, combine, channel)
+        return ring.all_reduce(flat, combine, channel)
 
     def _start(self, steps: Steps, op: str, array: Array) -> Pending:
         """Start the collective that the newest channel was made for."""
@@ -447,6 +488,11 @@ class Communicator(ABC):
             receive=partial(self._irecv, tag=tag),
             scratch=self._scratch,
         )
+
+    @property
+    def _leaders(self) -> list[int]:
+        """The ranks that exchange what their nodes have summed: the first of each."""
+        return [ranks[0] for ranks in self._nodes]
 
     @property
     def _is_one_node(self) -> bool:

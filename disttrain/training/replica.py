@@ -164,7 +164,7 @@ class Replica:
         return [[w.name, list(w.shape), str(w.dtype), w.requires_grad] for w in self.model.weights]
 
     def _train(self, batch: Batch, step: Step, votes: Sequence[float]) -> tuple[Sums, Sums, Sums]:
-        """Compute the gradients of a global batch; return what this rank's part, and all, add to the sums, and votes."""
+        """Compute the gradients of a batch; return what this rank's part, and all, add to the sums, and votes."""
         with running(step):
             y_pred, per_sample = self.steps[0].train(batch)
         progress.at(Phase.METRICS)

@@ -4,11 +4,14 @@ A claim is a function of a communicator, called on all ranks. It compares at its
 once, so that no rank leaves the others in the middle of a collective.
 """
 
+import contextlib
 import math
 import random
 import time
 
 import numpy as np
+
+from disttrain.comm.costs import Costs
 
 SIZES = [0, 1, 2, 5, 7, 64, 1003, 300_007]
 DTYPES = ["float16", "float32", "float64", "int64"]
@@ -45,12 +48,6 @@ def all_reduce_of_truths(comm):
     holds(comm, some.all(), all_of_them.all() == (comm.world_size == 1))
 
 
-def all_reduce_gives_the_same_bits(comm):
-    array = np.random.default_rng(comm.rank).standard_normal(10_001).astype(np.float32)
-    copies = comm.all_gather(comm.all_reduce(array))
-    holds(comm, all(copy.tobytes() == copies[0].tobytes() for copy in copies))
-
-
 def all_reduce_of_views(comm):
     whole = np.full((6, 8), 100.0)
     strided, transposed = whole[::2, 1::3], values((5, 4), "float64", comm.rank).T
@@ -69,9 +66,24 @@ def all_reduce_of_views(comm):
     )
 
 
-def all_reduce_counts_its_bytes(comm, size, dtype):
+LONG = Costs(latency_s=0.0, byte_s=1.0)  # where messages cost this, every array is a long one
+SHORT = Costs(latency_s=1.0, byte_s=0.0)
+
+
+@contextlib.contextmanager
+def messages_cost(comm, costs):
+    """Let `comm` choose by `costs` inside a ``with`` block, on all ranks alike."""
+    before, comm._costs = comm._costs, costs
+    try:
+        yield
+    finally:
+        comm._costs = before
+
+
+def all_reduce_of_long_arrays_counts_its_bytes(comm, size, dtype):
     array, before = values((size,), dtype, comm.rank), comm.bytes_sent
-    comm.all_reduce(array)
+    with messages_cost(comm, LONG):
+        comm.all_reduce(array)
     sent = comm.bytes_sent - before
     share = 2 * (comm.world_size - 1) * array.nbytes / comm.world_size
     everyone = comm.all_gather_json(sent)
@@ -81,6 +93,32 @@ def all_reduce_counts_its_bytes(comm, size, dtype):
         # two chunks stay at home, and each is up to one element longer or shorter than the mean
         abs(sent - share) < 2 * array.itemsize,
     )
+
+
+def all_reduce_of_short_arrays_counts_its_messages(comm, size, dtype):
+    array, send, sent = values((size,), dtype, comm.rank), comm._isend, []
+    comm._isend = lambda array, dest, tag: (sent.append(array.nbytes), send(array, dest, tag))[1]
+    with messages_cost(comm, SHORT):
+        comm.all_reduce(array)
+    comm._isend = send
+    rounds = comm.world_size.bit_length() - 1
+    pairs = comm.world_size - (1 << rounds)  # the first of a pair gives its array to the second, which sends the sum
+    expected_number = 1 if comm.rank < 2 * pairs and comm.rank % 2 == 0 else rounds + (comm.rank < 2 * pairs)
+    holds(
+        comm,
+        sent == [array.nbytes] * expected_number,
+        np.array_equal(array, expected(comm, (size,), dtype)),
+    )
+
+
+def all_reduce_gives_the_same_bits(comm):
+    """The same bits on all ranks, NaNs with their payloads among them, by each algorithm."""
+    mine = np.random.default_rng(comm.rank).standard_normal(10_001).astype(np.float32)
+    mine.view(np.uint32)[:: 7 + comm.rank] = 0x7FC00000 + comm.rank  # a NaN that says whose it is
+    for cost in (LONG, SHORT):
+        with messages_cost(comm, cost):
+            copies = comm.all_gather(comm.all_reduce(mine.copy()))
+        holds(comm, all(copy.tobytes() == copies[0].tobytes() for copy in copies))
 
 
 def reduce_scatter_gives_each_its_rows(comm, shape, op):

@@ -52,8 +52,9 @@ def test_on_any_number_of_ranks(world_size, claim):
 
 @each_world_size
 @pytest.mark.parametrize("size", claims.SIZES)
-def test_all_reduce_counts_its_bytes(world_size, size):
-    threads.run(world_size, claims.all_reduce_counts_its_bytes, size, "float32")
+def test_all_reduce_counts_its_bytes_and_messages(world_size, size):
+    threads.run(world_size, claims.all_reduce_of_long_arrays_counts_its_bytes, size, "float32")
+    threads.run(world_size, claims.all_reduce_of_short_arrays_counts_its_messages, size, "float32")
 
 
 @each_world_size

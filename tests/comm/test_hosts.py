@@ -19,6 +19,11 @@ HOSTS = ["aabb", "aab", "abb", "abab", "ab", "aaabbc", "aaaabbbb"]
 each_layout = pytest.mark.parametrize("hosts", HOSTS)
 
 
+@pytest.fixture(autouse=True)
+def no_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(env, "costs_dir", lambda: tmp_path)
+
+
 def on_hosts(hosts, function, *args):
     """Return what `function` returns on ranks of which each lives on the host that `hosts` has at its place."""
 
@@ -91,7 +96,8 @@ def test_each_byte_leaves_a_node_once_and_not_once_per_rank(hosts, dtype, place)
             for op in claims.OPS:
                 array[:] = claims.values((size,), dtype, comm.rank)
                 before = comm.bytes_sent
-                comm.all_reduce(array, op)
+                with claims.messages_cost(comm, claims.LONG):
+                    comm.all_reduce(array, op)
                 sent = comm.bytes_sent - before
                 right.append(np.array_equal(array, claims.expected(comm, (size,), dtype, op)))
                 everyone = comm.all_gather_json(sent)
@@ -144,6 +150,7 @@ def test_ranks_of_a_node_that_differ_are_named_as_in_the_job():
 
 def test_waiting_for_a_rank_of_this_host_that_has_ended_names_it():
     def work(comm):
+        comm.costs()
         if comm.rank == 1:
             comm.all_reduce(np.zeros(5))
 

@@ -137,3 +137,27 @@ def test_a_rank_that_has_waited_long_says_for_whom_and_where():
     first, *_ = done.stderr.splitlines()
     assert re.match(r"rank 0 has waited \d s for rank 1 in barrier \d+ \(float32, 0 bytes\), ", first)
     assert "called at <string>:4; that rank is busy, stopped, or makes another call" in first
+
+
+@needs_mpiexec
+@pytest.mark.parametrize("hosts", ["aabb", "aab"])
+def test_ranks_of_simulated_hosts_sum_as_ranks_of_one(hosts, tmp_path):
+    # all of them on this machine: each rank says which host it takes itself to be on
+    code = (
+        f"import os, pathlib; from disttrain import env; env.costs_dir = lambda: pathlib.Path({str(tmp_path)!r})\n"
+        f"os.environ[env.HOST] = {hosts!r}[env.place().rank]\n" + JOIN + "from tests.comm import claims\n"
+        "for size in claims.SIZES:\n"
+        "    for dtype in claims.DTYPES:\n"
+        "        for op in claims.OPS: claims.all_reduce_is_exact(c, size, dtype, op)\n"
+        "claims.all_reduce_gives_the_same_bits(c); claims.pendings_interleave(c, 1); claims.pendings_need_no_wait(c)\n"
+        "claims.json_of_every_length(c); claims.broadcast_from_every_root(c); claims.messages_pass_around(c)\n"
+        "claims.a_pending_sum_moves_while_a_message_is_awaited(c); claims.all_reduce_of_views(c)\n"
+        "window, before = c.allocate(100_000), c.bytes_sent\n"
+        "with claims.messages_cost(c, claims.LONG): c.all_reduce(window)\n"
+        "sent = c.all_gather_json(c.bytes_sent - before)\n"
+        "if c.rank == 0: print(c._nodes, sent)"
+    )
+    done = ranks(len(hosts), code)
+    assert (done.returncode, done.stderr) == (0, "")
+    nodes, first = ("[[0, 1], [2, 3]]", "[400000, 0, 400000, 0]") if hosts == "aabb" else ("[[0, 1], [2]]", None)
+    assert done.stdout == f"{nodes} {first or '[400000, 0, 400000]'}\n"

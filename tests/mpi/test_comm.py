@@ -45,8 +45,10 @@ def test_holds_among_processes(comm, claim):
 
 
 @pytest.mark.parametrize("size", claims.SIZES)
-def test_all_reduce_counts_its_bytes(comm, size):
-    claims.all_reduce_counts_its_bytes(comm, size, "int64")  # in messages: floats may need none
+def test_all_reduce_counts_its_bytes_and_messages(comm, size):
+    # in messages: floats may need none
+    claims.all_reduce_of_long_arrays_counts_its_bytes(comm, size, "int64")
+    claims.all_reduce_of_short_arrays_counts_its_messages(comm, size, "int64")
 
 
 @pytest.mark.parametrize("shape", [(0,), (3,), (8, 3), (13, 2, 2), (5, 0), (70_001, 5)])
