@@ -52,6 +52,17 @@ def check_writable(array: Array) -> None:
         raise ShapeError("the result is written in place, and this array is read-only: pass a copy")
 
 
+def check_flat(array: Array) -> None:
+    """Refuse what cannot be filled in place, chunk by chunk.
+
+    Raises:
+        ShapeError: `array` is not a flat, writable NumPy array without gaps.
+    """
+    check_writable(array)
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or not array.flags.c_contiguous:
+        raise ShapeError(f"expected a flat NumPy array without gaps, not {type(array).__name__} {np.shape(array)}")
+
+
 def combination(op: str, array: Array) -> np.ufunc:
     """Return the function of two arrays that `op` names.
 

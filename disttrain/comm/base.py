@@ -15,7 +15,7 @@ import numpy as np
 from disttrain import env, progress
 from disttrain.backend import Array, get_array_module
 from disttrain.comm import canonical, costs, doubling, node, ring, tree
-from disttrain.comm.arrays import aligned_zeros, check_writable, combination, contiguous, copy_back
+from disttrain.comm.arrays import aligned_zeros, check_flat, check_writable, combination, contiguous, copy_back
 from disttrain.comm.contract import TAG, Collective, Contract, called
 from disttrain.comm.costs import Costs
 from disttrain.comm.encoded import Wire, wire_of
@@ -285,6 +285,30 @@ class Communicator(ABC):
             return self.start_all_reduce(out)
         return self._start(self._shard_sum(nodes, out, layout, self._channel("shard_sum", out)), "shard_sum", out)
 
+    def start_reduce_scatter(self, flat: HostArray) -> Pending:
+        """Start to replace the chunk of this rank's number in `flat` by the sum over all ranks' chunks of that number.
+
+        The same bits as of `start_all_reduce`; the other chunks are left with anything. Driven as that is. Moves
+        ``(p-1)/p`` of the bytes per rank.
+
+        Args:
+            flat: shape ``(n,)``, C-contiguous, of NumPy; chunk r of p begins at ``n*r // p``.
+        """
+        check_flat(flat)
+        self.costs()
+        channel = self._channel("reduce_scatter sum", flat, by_messages=len(self._nodes) == self.world_size)
+        return self._start(self._reduce_scatter(flat, channel), "reduce_scatter", flat)
+
+    def start_all_gather(self, flat: HostArray) -> Pending:
+        """Start to fill each chunk of `flat` from the rank of its number; driven as `start_all_reduce` is.
+
+        Args:
+            flat: as of `start_reduce_scatter`, which leaves the chunk that this rank sends.
+        """
+        check_flat(flat)
+        bounds = ring.chunk_bounds(flat.size, self.world_size)
+        return self._start(ring.all_gather(flat, bounds, self._channel("all_gather", flat)), "all_gather", flat)
+
     def reduce_scatter(self, array: Array, op: str = "sum") -> Array:
         """Return this rank's rows of the sum over all ranks; `array` itself is not changed.
 
@@ -430,10 +454,21 @@ class Communicator(ABC):
 
     def _by_messages(self, flat: HostArray, combine: np.ufunc, channel: Channel) -> Steps:
         """Return the all-reduce that costs least."""
-        known, ranks = self._costs or costs.WITHIN_HOST, channel.world_size
-        if known.of_doubling(flat.nbytes, ranks) < known.of_ring(flat.nbytes, ranks):
+        if self._is_short(flat, channel.world_size):
             return doubling.all_reduce(flat, combine, channel)
         return ring.all_reduce(flat, combine, channel)
+
+    def _is_short(self, flat: HostArray, ranks: int) -> bool:
+        """Return whether latency counts for more than bytes in an all-reduce of `flat`."""
+        known = self._costs or costs.WITHIN_HOST
+        return known.of_doubling(flat.nbytes, ranks) < known.of_ring(flat.nbytes, ranks)
+
+    def _reduce_scatter(self, flat: HostArray, channel: Channel) -> Steps:
+        """Form the sum of this rank's chunk as `_all_reduce` does: where that is not in chunks, with all others."""
+        if any(len(ranks) > 1 for ranks in self._nodes) or self._is_short(flat, self.world_size):
+            yield from self._all_reduce(flat, "sum", channel, "")
+        else:
+            yield from ring.reduce_scatter(flat, ring.chunk_bounds(flat.size, channel.world_size), np.add, channel)
 
     def _start(self, steps: Steps, op: str, array: Array) -> Pending:
         """Start the collective that the newest channel was made for."""
