@@ -4,12 +4,14 @@ from disttrain import backend, checkpoint, comm, errors, initializers, layers, l
 from disttrain.autodiff import Tensor, check_grads, grad, no_grad, op, ops, value_and_grad
 from disttrain.comm import init
 from disttrain.data import datasets
+from disttrain.data_parallel import DataParallel, compression
 from disttrain.kernels.precision import get_matmul_precision, set_matmul_precision
 from disttrain.layers import Layer
 from disttrain.training import Model, Sequential, callbacks, load_model, utils
 from disttrain.training.utils import state_digest
 
 __all__ = [
+    "DataParallel",
     "Layer",
     "Model",
     "Sequential",
@@ -19,6 +21,7 @@ __all__ = [
     "check_grads",
     "checkpoint",
     "comm",
+    "compression",
     "datasets",
     "errors",
     "get_matmul_precision",

@@ -91,9 +91,9 @@ def test_buckets_start_in_the_same_order_whichever_gradient_is_final_first():
         sums = GradientSum(comm, flatten(weights), bucket_bytes=1)
         start, order = comm.start_all_reduce, []
 
-        def recorded(array, op="sum"):
+        def recorded(array, op="sum", **options):
             order.append(next(i for i, b in enumerate(sums.buckets) if b.gradient is array))
-            return start(array, op)
+            return start(array, op, **options)
 
         comm.start_all_reduce = recorded
         used = weights if comm.rank == 0 else weights[::-1]

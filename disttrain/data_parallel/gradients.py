@@ -17,6 +17,7 @@ from disttrain.autodiff.op import tracing
 from disttrain.backend import Array, get_array_module
 from disttrain.comm import Communicator
 from disttrain.comm.base import Pending
+from disttrain.data_parallel.compression import Carrier, Compression, Part
 from disttrain.data_parallel.flat import FlatBuffer
 from disttrain.observe import log
 from disttrain.progress import Phase
@@ -31,12 +32,18 @@ class Bucket:
     Attributes:
         gradient: the slice.
         parameters: those whose gradients lie in it.
-        waiting: those of them whose gradients are not final yet in this backward.
+        buffer: number of the flat buffer that it is a slice of.
+        place: where in that.
+        carrier: what its sums travel by, where that is not as they are.
+        waiting: those parameters whose gradients are not final yet in this backward.
         pending: its all-reduce, once started.
     """
 
     gradient: Array
     parameters: list[Tensor]
+    buffer: int
+    place: slice
+    carrier: Carrier | None = None
     waiting: set[Tensor] = field(default_factory=set)
     pending: Pending | None = None
 
@@ -48,16 +55,42 @@ class GradientSum:
         comm: the ranks.
         buffers: where the parameters lie.
         bucket_bytes: size of a bucket, at least one parameter.
+        compression: of the sums of floats on their way; None: none.
+        steps: how many steps' gradients make up one sum: their mean.
+        scatters: whether each rank needs only its slice of the sums, that of its number in each bucket.
 
     Attributes:
         flat: the gradients, an array for each of `buffers`, laid out as that.
+        is_summing: whether the next backward ends with sums, or leaves each rank its own gradients.
+        keeps_sums: whether what it keeps are sums over the ranks, or each rank's own gradients.
     """
 
-    def __init__(self, comm: Communicator, buffers: Sequence[FlatBuffer], *, bucket_bytes: int = BUCKET_BYTES) -> None:
+    keeps_sums = False
+
+    def __init__(
+        self,
+        comm: Communicator,
+        buffers: Sequence[FlatBuffer],
+        *,
+        bucket_bytes: int = BUCKET_BYTES,
+        compression: Compression | None = None,
+        steps: int = 1,
+        scatters: bool = False,
+    ) -> None:
         self.comm = comm
         self.flat = [_zeros_like(buffer.data, comm) for buffer in buffers]
+        self.is_summing = True
         laid_out = list(zip(buffers, self.flat, strict=True))
-        self.buckets = [b for buffer, flat in laid_out for b in cut(buffer, flat, bucket_bytes)]
+        self.buckets = [b for i, (buffer, flat) in enumerate(laid_out) for b in cut(i, buffer, flat, bucket_bytes)]
+        if compression is not None:
+            for bucket in self.buckets:
+                bucket.carrier = _carrier(bucket, buffers[bucket.buffer], compression)
+        self._buffers = buffers
+        self._steps = steps
+        self._scatters = scatters
+        self._kept: list[Array] = []
+        self._is_keeping = False
+        self._owes = False  # whether compression may have left something behind: the same on all ranks
         self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
         self._view_of = views(buffers, self.flat)
         self._warned = False
@@ -112,18 +145,138 @@ class GradientSum:
         parameter.grad = self._view_of[parameter]
         bucket.waiting.discard(parameter)
         # bucket order, not completion order: a different order per rank would mix up the all-reduces
+        if not self.is_summing:
+            return
         while self._started < len(self.buckets) and not self.buckets[self._started].waiting:
+            if not self.keeps_sums:
+                self._complete(self.buckets[self._started])
             self.buckets[self._started].pending = self.start(self._started)
             self._started += 1
             progress.at(Phase.BACKWARD, self._started)
         self._advance()
 
-    def start(self, number: int) -> Pending:
-        """Start to sum up a bucket, by its number, over the ranks."""
-        return self.comm.start_all_reduce(self.buckets[number].gradient)
+    def start(self, number: int, *, exactly: bool = False) -> Pending:
+        """Start to sum up a bucket, by its number, over the ranks; `exactly`: without compression."""
+        bucket = self.buckets[number]
+        if self._scatters:
+            return self.comm.start_reduce_scatter(bucket.gradient)
+        if bucket.carrier is None or exactly:
+            return self.comm.start_all_reduce(bucket.gradient)
+        self._owes = self._owes or bucket.carrier.memory is not None
+        return self.comm.start_all_reduce(bucket.gradient, wire=bucket.carrier.wire)
 
     def finish(self) -> None:
-        """Wait until all buckets are summed up over the ranks."""
+        """Wait until all buckets are summed up over the ranks, if they are to be."""
+        if self.is_summing:
+            self._wait()
+
+    def keep(self) -> None:
+        """Keep the gradients for the next update, of which they are a part."""
+        kept = self._memory()
+        for array, flat in zip(kept, self.flat, strict=True):
+            flat /= self._steps
+            array += flat
+
+    def collect(self) -> None:
+        """Add to the gradients those that were kept."""
+        for bucket in self.buckets:
+            self._complete(bucket)
+
+    def forget(self) -> None:
+        """Drop what was kept: it is in the last update."""
+        self._is_keeping = False
+
+    def sum_up(self, *, exactly: bool = False) -> None:
+        """Replace what stands in `flat` by its sum over the ranks.
+
+        Args:
+            exactly: without compression; what earlier sums have left behind is added.
+        """
+        if exactly:
+            self._collect_errors(self.flat)
+        for number, bucket in enumerate(self.buckets):
+            bucket.pending = self.start(number, exactly=exactly)
+        self._wait()
+
+    def state(self) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Return what the next sum depends on, by the names of parameters, after making it the same on all ranks.
+
+        Every rank calls this, as it would a collective. What all ranks together have kept, and not sent, is then
+        divided equally among them: whoever goes on from this state does so as these ranks do.
+
+        Returns:
+            The sums of what is kept, empty where that is nothing, and the compression's guesses.
+        """
+        guesses = {name: guess for carrier in self._carriers() for name, guess in carrier.guesses.items()}
+        for guess in guesses.values():
+            self.comm.broadcast(guess)
+        if not self._is_keeping and not self._owes:
+            return {}, guesses
+        totals = self._memory()
+        self._collect_errors(totals)
+        kept: dict[str, Array] = {}
+        for buffer, total in zip(self._buffers, totals, strict=True):
+            if not self.keeps_sums:
+                self.comm.all_reduce(total)
+            kept.update(buffer.split(total.copy()))
+            self._divide(total)
+        return kept, guesses
+
+    def restore(self, kept: dict[str, Array], guesses: dict[str, Array]) -> None:
+        """Go on from what `state` returned, on any number of ranks; what is missing is as at first."""
+        self.drop_errors()
+        self._is_keeping = False
+        if kept:
+            for buffer, total in zip(self._buffers, self._memory(), strict=True):
+                for name, array in buffer.split(total).items():
+                    array[...] = kept[name]
+                self._divide(total)
+        for carrier in self._carriers():
+            for name, guess in carrier.guesses.items():
+                if name in guesses and guesses[name].shape == guess.shape:
+                    guess[...] = guesses[name]
+
+    def drop_errors(self) -> None:
+        """Forget what compression has not sent: after gradients that were not finite it may not be so either."""
+        for carrier in self._carriers():
+            if carrier.memory is not None:
+                carrier.memory[...] = 0
+        self._owes = False
+
+    def _divide(self, total: Array) -> None:
+        """Leave of what all ranks have kept this one's share."""
+        if not self.keeps_sums:
+            total /= self.comm.world_size
+
+    def _memory(self) -> list[Array]:
+        """Return what is kept, zeros if that is nothing."""
+        if not self._kept:
+            self._kept = [get_array_module(flat).zeros_like(flat) for flat in self.flat]
+        elif not self._is_keeping:
+            for array in self._kept:
+                array[...] = 0
+        self._is_keeping = True
+        return self._kept
+
+    def _carriers(self) -> list[Carrier]:
+        return [bucket.carrier for bucket in self.buckets if bucket.carrier is not None]
+
+    def _collect_errors(self, flat: Sequence[Array]) -> None:
+        """Add what compression has not sent to `flat`, arrays laid out as the gradients, and forget it."""
+        for bucket in self.buckets if self._owes else ():
+            if bucket.carrier is not None and bucket.carrier.memory is not None:
+                part = flat[bucket.buffer][bucket.place]
+                part += get_array_module(part).asarray(bucket.carrier.memory)
+        self.drop_errors()
+
+    def _complete(self, bucket: Bucket) -> None:
+        """Make of a step's gradients those of all steps since the last sum."""
+        if self._steps > 1:
+            bucket.gradient /= self._steps
+        if self._is_keeping:
+            bucket.gradient += self._kept[bucket.buffer][bucket.place]
+
+    def _wait(self) -> None:
         for number, bucket in enumerate(self.buckets):
             progress.at(Phase.BUCKET, number)
             assert bucket.pending is not None
@@ -142,16 +295,33 @@ def views(buffers: Sequence[FlatBuffer], flats: Sequence[Array]) -> dict[Tensor,
     return {p: flat[place].reshape(p.shape) for buffer, flat in laid_out for p, place in buffer.places}
 
 
-def cut(buffer: FlatBuffer, flat: Array, bucket_bytes: int) -> list[Bucket]:
+def cut(number: int, buffer: FlatBuffer, flat: Array, bucket_bytes: int) -> list[Bucket]:
     """Cut the gradients `flat` into buckets, last parameters first: backward finishes them first."""
     buckets: list[Bucket] = []
     end, held = flat.size, []
     for parameter, place in reversed(buffer.places):
         held.append(parameter)
         if (end - place.start) * flat.itemsize >= bucket_bytes or place.start == 0:
-            buckets.append(Bucket(gradient=flat[place.start : end], parameters=held))
+            whole = slice(place.start, end)
+            buckets.append(Bucket(gradient=flat[whole], parameters=held, buffer=number, place=whole))
             end, held = place.start, []
     return buckets
+
+
+def _carrier(bucket: Bucket, buffer: FlatBuffer, compression: Compression) -> Carrier | None:
+    """Return what carries the sums of a bucket; None for what is no float."""
+    if bucket.gradient.dtype.kind != "f":
+        return None
+    parts = [
+        Part(
+            name=parameter.name,
+            place=slice(place.start - bucket.place.start, place.stop - bucket.place.start),
+            shape=tuple(parameter.shape),
+        )
+        for parameter, place in buffer.places
+        if bucket.place.start <= place.start < bucket.place.stop
+    ]
+    return compression.carrier(parts, bucket.gradient.size, bucket.gradient.dtype)
 
 
 def _zeros_like(data: Array, comm: Communicator) -> Array:

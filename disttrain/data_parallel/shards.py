@@ -27,11 +27,13 @@ class ShardSum(GradientSum):
         run: the shards of this rank.
         current: returns which of them is computed, counted from 0.
         bucket_bytes: size of a bucket, at least one parameter.
+        steps: as of `GradientSum`; what is kept in between are sums, whose bits do not depend on the ranks.
 
     Attributes:
         layout: of the shards of the batch that is computed.
     """
 
+    keeps_sums = True
     layout: Layout
 
     def __init__(
@@ -42,8 +44,9 @@ class ShardSum(GradientSum):
         current: Callable[[], int],
         *,
         bucket_bytes: int = BUCKET_BYTES,
+        steps: int = 1,
     ) -> None:
-        super().__init__(comm, buffers, bucket_bytes=bucket_bytes)
+        super().__init__(comm, buffers, bucket_bytes=bucket_bytes, steps=steps)
         self._current = current
         self._joins = [completed(shard, run.start) for shard in run] or [0]
         # where each shard's gradients go: to the first buffer that no open sum is in
@@ -52,7 +55,7 @@ class ShardSum(GradientSum):
         stack = [self.flat, *others]
         self._views = [views(buffers, flats) for flats in stack]
         self._slices = [
-            [b.gradient for buffer, flat in zip(buffers, flats, strict=True) for b in cut(buffer, flat, bucket_bytes)]
+            [b.gradient for i, flat in enumerate(flats) for b in cut(i, buffers[i], flat, bucket_bytes)]
             for flats in stack
         ]
 
@@ -82,7 +85,7 @@ class ShardSum(GradientSum):
         if self._is_last():
             super().finish()
 
-    def start(self, number: int) -> Pending:
+    def start(self, number: int, *, exactly: bool = True) -> Pending:
         """Start to sum up a bucket over the ranks."""
         sums = len(self.layout.tree[self.comm.rank])
         nodes = [slices[number] for slices in self._slices[:sums]]

@@ -20,6 +20,7 @@ class Adam(Optimizer):
         beta_1: decay of the mean, from 0 to below 1.
         beta_2: decay of the mean of squares, from 0 to below 1.
         epsilon: added to the root, as Keras does: before the correction of `v`.
+        gradient_accumulation_steps: how many steps' gradients make up one update, by their mean; None: each is one.
 
     Sources: Keras 3; Kingma & Ba, "Adam: a method for stochastic optimization", 2014.
     """
@@ -32,8 +33,10 @@ class Adam(Optimizer):
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-7,
+        *,
+        gradient_accumulation_steps: int | None = None,
     ) -> None:
-        super().__init__(learning_rate)
+        super().__init__(learning_rate, gradient_accumulation_steps)
         for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
             if not 0 <= beta < 1:
                 raise ConfigError(f"{type(self).__name__}: {name} must be from 0 to below 1, not {beta}")
@@ -95,6 +98,7 @@ class AdamW(Adam):
         beta_1: as in Adam.
         beta_2: as in Adam.
         epsilon: as in Adam.
+        gradient_accumulation_steps: as in Adam.
 
     Source: Loshchilov & Hutter, "Decoupled weight decay regularization", 2019.
     """
@@ -106,8 +110,12 @@ class AdamW(Adam):
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-7,
+        *,
+        gradient_accumulation_steps: int | None = None,
     ) -> None:
-        super().__init__(learning_rate, beta_1, beta_2, epsilon)
+        super().__init__(
+            learning_rate, beta_1, beta_2, epsilon, gradient_accumulation_steps=gradient_accumulation_steps
+        )
         self.weight_decay = weight_decay
 
     def update(

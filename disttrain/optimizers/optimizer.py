@@ -38,20 +38,43 @@ class Optimizer(ABC):
 
     Args:
         learning_rate: a number, or a function from the step, counted from 0, to one.
+        gradient_accumulation_steps: how many steps' gradients make up one update, by their mean; None: each is one.
 
     Attributes:
-        iterations: number of steps taken.
+        steps: number of steps taken.
         slots: for each parameter, what the rule remembers: arrays of its shape by name.
     """
 
     slot_names: tuple[str, ...] = ()
 
-    def __init__(self, learning_rate: float | Schedule) -> None:
+    def __init__(self, learning_rate: float | Schedule, gradient_accumulation_steps: int | None = None) -> None:
         if not callable(learning_rate) and not learning_rate >= 0:
             raise ConfigError(f"{type(self).__name__}: learning_rate must be at least 0, not {learning_rate}")
+        accumulated = gradient_accumulation_steps
+        if accumulated is not None and (not isinstance(accumulated, int) or accumulated < 2):
+            raise ConfigError(
+                f"{type(self).__name__}: gradient_accumulation_steps must be an integer of at least 2, or None, "
+                f"not {accumulated!r}"
+            )
         self.learning_rate = learning_rate
-        self.iterations = 0
+        self.gradient_accumulation_steps = accumulated
+        self.steps = 0
         self.slots: list[dict[str, Array]] = []
+        self._accumulated: list[Array] = []
+
+    @property
+    def iterations(self) -> int:
+        """Number of updates."""
+        return self.steps // (self.gradient_accumulation_steps or 1)
+
+    @iterations.setter
+    def iterations(self, number: int) -> None:
+        self.steps = number * (self.gradient_accumulation_steps or 1)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next step is one with an update."""
+        return (self.steps + 1) % (self.gradient_accumulation_steps or 1) == 0
 
     @abstractmethod
     def update(
@@ -68,7 +91,7 @@ class Optimizer(ABC):
         """
 
     def apply(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
-        """Take one step: change `variables` in place by their gradients.
+        """Take one step: change `variables` in place by their gradients, or keep these until there are enough.
 
         Args:
             grads: arrays or Tensors, one for each variable.
@@ -90,16 +113,37 @@ class Optimizer(ABC):
                     f"a variable of shape {parameter.shape} and type {type(parameter).__name__} cannot be changed in "
                     "place; give contiguous arrays, as numpy.ascontiguousarray makes them"
                 )
+        number = self.gradient_accumulation_steps
+        if number is None:
+            self.take_step(gradients, parameters)
+            return
+        if not self._accumulated:
+            self._accumulated = [get_array_module(g).zeros_like(g) for g in gradients]
+        for accumulated, gradient in zip(self._accumulated, gradients, strict=True):
+            accumulated += gradient / number
+        if not self.is_due:
+            self.steps += 1
+            return
+        self.take_step(self._accumulated, parameters)
+        self._accumulated = []
+
+    def take_step(self, gradients: Sequence[Array], parameters: Sequence[Array]) -> None:
+        """Change `parameters` in place by `gradients`, whatever the number of steps that these are the mean of.
+
+        Args:
+            gradients: arrays, one for each parameter, of its shape.
+            parameters: contiguous arrays; in each call the same.
+        """
+        self.build(parameters)
         # float: a schedule's numpy.float64 would compute in float64
-        rate = float(self.learning_rate(self.iterations) if callable(self.learning_rate) else self.learning_rate)
-        self.iterations += 1
+        rate = float(self.learning_rate(self.steps) if callable(self.learning_rate) else self.learning_rate)
+        step = self.iterations + 1
+        self.steps += 1
         kernel = _KERNELS.get(type(self).update)
         for parameter, gradient, slots in zip(parameters, gradients, self.slots, strict=True):
             flat, flat_gradient = parameter.reshape(-1), gradient.reshape(-1)
             flat_slots = {name: slot.reshape(-1) for name, slot in slots.items()}
-            if kernel is not None and kernel(
-                self, flat, flat_gradient, flat_slots, learning_rate=rate, step=self.iterations
-            ):
+            if kernel is not None and kernel(self, flat, flat_gradient, flat_slots, learning_rate=rate, step=step):
                 continue
             for start in range(0, flat.size, _BLOCK):
                 block = slice(start, start + _BLOCK)
@@ -108,7 +152,7 @@ class Optimizer(ABC):
                     flat_gradient[block].astype(_wide(flat), copy=False),
                     {name: slot[block] for name, slot in flat_slots.items()},
                     learning_rate=rate,
-                    step=self.iterations,
+                    step=step,
                 )
 
     def build(self, variables: Sequence[Array]) -> None:

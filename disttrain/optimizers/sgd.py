@@ -16,15 +16,21 @@ class SGD(Optimizer):
         learning_rate: a number, or a function from the step to one.
         momentum: from 0 to below 1.
         nesterov: whether to look ahead.
+        gradient_accumulation_steps: how many steps' gradients make up one update, by their mean; None: each is one.
 
     Sources: Keras 3; Sutskever et al., "On the importance of initialization and momentum in deep learning",
     2013.
     """
 
     def __init__(
-        self, learning_rate: float | Schedule = 0.01, momentum: float = 0.0, *, nesterov: bool = False
+        self,
+        learning_rate: float | Schedule = 0.01,
+        momentum: float = 0.0,
+        *,
+        nesterov: bool = False,
+        gradient_accumulation_steps: int | None = None,
     ) -> None:
-        super().__init__(learning_rate)
+        super().__init__(learning_rate, gradient_accumulation_steps)
         if not 0 <= momentum < 1:
             raise ConfigError(f"SGD: momentum must be from 0 to below 1, not {momentum}")
         self.momentum = momentum

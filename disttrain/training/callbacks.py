@@ -292,7 +292,7 @@ class ModelCheckpoint(_Monitor):
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Save, if this is the time."""
-        if self._due.after_step(self.model.optimizer.iterations, *self.votes):
+        if self._due.after_step(self.model.optimizer.steps, *self.votes):
             self._save(logs)
 
     def _save(self, logs: Logs) -> None:
@@ -363,7 +363,7 @@ class BackupAndRestore(_Monitor):
             fit.held.callback(self._claim.release)
         self._end = fit.held.enter_context(EndOfTime(self.time_limit_s))
         fit.resume(self.backup_dir)
-        self._saved_at = self.model.optimizer.iterations
+        self._saved_at = self.model.optimizer.steps
 
     def vote(self) -> Sequence[float]:
         """Return whether it is time by the clock, and whether training is to end."""
@@ -377,7 +377,7 @@ class BackupAndRestore(_Monitor):
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Save, if this is the time; and end training, if a rank was asked to."""
         timer, end = self.votes
-        if end or self._due.after_step(self.model.optimizer.iterations, timer):
+        if end or self._due.after_step(self.model.optimizer.steps, timer):
             self._save(logs)
         if end:
             self.model.current_fit.saver.wait()
@@ -388,13 +388,13 @@ class BackupAndRestore(_Monitor):
 
     def on_train_end(self) -> None:
         """Save what was done since the last time."""
-        if self._saved_at != self.model.optimizer.iterations:
+        if self._saved_at != self.model.optimizer.steps:
             self._save({})
 
     def _save(self, logs: Logs) -> None:
         fit = self.model.current_fit
         metric = self._metric(logs, is_needed=self.keep.best > 0 and bool(logs))
         fit.save(self.backup_dir, keep=self.keep, metric=metric, claim=self._claim)
-        self._saved_at = self.model.optimizer.iterations
+        self._saved_at = self.model.optimizer.steps
         self._end.took_s = max(self._end.took_s, fit.saver.took_s)
         self._due.saved()

@@ -107,6 +107,7 @@ class Fit:
             self._call("on_train_batch_end", self.step - 1, logs)
             progress.at(Phase.DATA)
         assert self.sums is not None
+        self.replica.update.settle()
         logs = self.replica.logs(self.sums)
         if self.validation is not None:
             validated = self.replica.evaluate(self.validation.epoch(0), Phase.VALIDATION)
@@ -144,7 +145,7 @@ class Fit:
                 "step": self.step,
                 "sums": None if self.sums is None else self.sums.tolist(),
                 "shapes": self.replica.shapes,
-                "iterations": self.replica.optimizer.iterations,
+                **self.replica.progress(),
                 "learning_rate": [self._first_rate, self._rate()],
                 "stopped": self.model.stop_training,
                 "states": [{k: v for k, v in state.items() if not _is_array(v)} for state in states],
@@ -183,11 +184,10 @@ class Fit:
                     f"{saved.place} was trained with {name} {training[name]}, this run has {value}; "
                     "use the same to go on, or another directory to begin anew"
                 )
-        self.replica.restore(saved.tensors)
+        self.replica.restore(saved.tensors, training)
         self.epoch, self.step = training["epoch"], training["step"]
         self.sums = None if training["sums"] is None else np.array(training["sums"])
         self.replica.shapes = [tuple(shape) for shape in training["shapes"]]
-        self.replica.optimizer.iterations = training["iterations"]
         self._take_over_rate(*training["learning_rate"])
         self.model.stop_training = training["stopped"]
         for i, (callback, state) in enumerate(zip(self.callbacks, training["states"], strict=True)):

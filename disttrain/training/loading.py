@@ -6,6 +6,8 @@ from typing import Any
 
 from disttrain import comm, layers, losses, metrics, optimizers
 from disttrain.checkpoint import Checkpoint
+from disttrain.data_parallel import DataParallel
+from disttrain.data_parallel import compression as compressions
 from disttrain.errors import CheckpointError
 from disttrain.training.model import Model
 from disttrain.training.saving import read
@@ -43,9 +45,23 @@ def load_model(path: str | os.PathLike[str], custom_objects: Mapping[str, Any] |
             _make(compiled["optimizer"], known, saved),
             _make(compiled["loss"], {**_classes(losses), **dict(custom_objects or {})}, saved),
             [_make(m, {**_classes(metrics), **dict(custom_objects or {})}, saved) for m in compiled["metrics"]],
+            distribution=_distribution(compiled.get("distribution"), saved),
         )
     model.load(saved.place)
     return model  # type: ignore[no-any-return]
+
+
+def _distribution(described: dict[str, Any] | None, saved: Checkpoint) -> DataParallel | None:
+    """Return how ranks shared the work; None where a checkpoint does not say, or a compression is not of disttrain."""
+    if described is None or "not_saved" in described:
+        return None
+    known = {**_classes(compressions), "DataParallel": DataParallel}
+    chosen = described["config"]["compression"]
+    if chosen is not None and chosen["class"] not in known:
+        return None
+    compression = None if chosen is None else _make(chosen, known, saved)
+    config = {**described["config"], "compression": compression}
+    return _make({**described, "config": config}, known, saved)  # type: ignore[no-any-return]
 
 
 def _make(described: dict[str, Any], known: Mapping[str, Any], saved: Checkpoint) -> Any:

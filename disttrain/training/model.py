@@ -12,7 +12,7 @@ from disttrain import comm, losses, optimizers, progress
 from disttrain.autodiff import no_grad
 from disttrain.backend import seed, to_host
 from disttrain.data import Batches, shard
-from disttrain.data_parallel import FlatBuffer, flatten
+from disttrain.data_parallel import DataParallel, FlatBuffer, flatten
 from disttrain.errors import ConfigError, DataError
 from disttrain.layers import Layer
 from disttrain.metrics import Metric
@@ -52,6 +52,7 @@ class Model(Layer):
         self._metrics: list[Metric] = []
         self._static: bool | str = "auto"
         self._shards: int | None = None
+        self._distribution = DataParallel()
         self._forget_replicas()
 
     def compile(
@@ -61,6 +62,7 @@ class Model(Layer):
         metrics: Sequence[str | Metric] | None = None,
         *,
         static: bool | str = "auto",
+        distribution: DataParallel | None = None,
     ) -> None:
         """Say how to train: the optimizer, the loss, and the metrics to follow.
 
@@ -70,6 +72,7 @@ class Model(Layer):
             metrics: names or Metrics.
             static: ``"auto"``: a step that made the same calls twice is replayed as a plan; a model whose calls
                 depend on values stays eager. True: that is an error. False: always eager.
+            distribution: how ranks share the work and what they tell each other; None: ``DataParallel()``.
 
         Raises:
             ConfigError: an unknown name, with the nearest right one.
@@ -88,6 +91,9 @@ class Model(Layer):
         if static not in (True, False, "auto"):
             raise ConfigError(f"static is True, False or 'auto', not {static!r}")
         self._static = static
+        if distribution is not None and not isinstance(distribution, DataParallel):
+            raise ConfigError(f"distribution is a DataParallel, not {distribution!r}")
+        self._distribution = distribution or DataParallel()
         self._forget_replicas()
 
     def fit(
@@ -246,7 +252,7 @@ class Model(Layer):
             replica = self._replica_among(comm.current())
             replica.share_state()
             tensors = replica.tensors()
-            values["iterations"] = self.optimizer.iterations
+            values.update(replica.progress())
         return tensors, values
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -262,8 +268,8 @@ class Model(Layer):
         if self._loss is None or "optimizer" not in saved.tensors:
             copy_into({"model": {w.name: w.data for w in self.weights}}, saved.tensors)
         else:
-            self._replica_among(comm.current()).restore(saved.tensors)
-            self.optimizer.iterations = saved.values.get("training", saved.values)["iterations"]
+            replica = self._replica_among(comm.current())
+            replica.restore(saved.tensors, saved.values.get("training", saved.values))
 
     def summary(self) -> None:
         """Print the layers with their output shapes and numbers of weights; only rank 0 does."""
@@ -298,6 +304,7 @@ class Model(Layer):
                 "optimizer": _described(self.optimizer),
                 "loss": _described(self._loss),
                 "metrics": [_described(metric) for metric in self._metrics],
+                "distribution": _described(self._distribution),
             }
         return {**_described(self), "input_shape": self._built_for and self._built_for[1:], "compiled": compiled}
 
@@ -338,6 +345,12 @@ class Model(Layer):
         """Compute batches in so many shards from now on; None: in as many as there are ranks."""
         if shards is not None and (not isinstance(shards, int) or isinstance(shards, bool) or shards < 1):
             raise ConfigError(f"shards must be an integer of at least 1, not {shards!r}")
+        rounded = self._distribution.compression is not None or self._distribution.local_steps > 1
+        if shards is not None and rounded:
+            raise ConfigError(
+                f"with {self._distribution} weights depend on the number of workers, with reproducible=True they do "
+                "not: choose one"
+            )
         if shards != self._shards:
             self._replicas.clear()
         self._shards = shards
@@ -357,7 +370,15 @@ class Model(Layer):
             self._buffers = flatten(self.trainable_weights)
         if ranks not in self._replicas:
             self._replicas[ranks] = Replica(
-                self, ranks, self._buffers, self.optimizer, self._loss, self._metrics, self._static, shards=self._shards
+                self,
+                ranks,
+                self._buffers,
+                self.optimizer,
+                self._loss,
+                self._metrics,
+                self._static,
+                shards=self._shards,
+                distribution=self._distribution,
             )
         return self._replicas[ranks]
 

@@ -32,6 +32,8 @@ class Sharded:
         static: as in `Model.compile`.
         shards: into how many a global batch is cut; one of few samples, into one for each.
         measure: returns what a shard adds to the sums of loss and metrics.
+        bucket_bytes: as of `GradientSum`.
+        steps: the same.
 
     Attributes:
         gradients: of the whole batch, after `train`.
@@ -48,6 +50,9 @@ class Sharded:
         static: bool | str,
         shards: int,
         measure: Measure,
+        *,
+        bucket_bytes: int,
+        steps: int,
     ) -> None:
         self.comm = comm
         self.shards = shards
@@ -56,7 +61,9 @@ class Sharded:
         self._runs = tuple(range(part.start, part.stop) for part in parts)
         self._run = self._runs[comm.rank]
         self._turns = Turns(self._total_of)
-        self.gradients = ShardSum(comm, buffers, self._run, lambda: self._turns.number)
+        self.gradients = ShardSum(
+            comm, buffers, self._run, lambda: self._turns.number, bucket_bytes=bucket_bytes, steps=steps
+        )
         self.steps = [StaticStep(model, loss, self.gradients, static) for _ in self._run or [0]]
         self._layouts: dict[int, Layout] = {}
 

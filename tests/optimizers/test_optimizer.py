@@ -133,7 +133,12 @@ def test_unknown_names_are_an_error_with_the_nearest():
 
 
 @pytest.mark.parametrize(
-    "optimizer", [SGD(0.1, 0.5, nesterov=True), Adam(0.1, 0.2, 0.3, 0.4), AdamW(0.1, 0.5, 0.2, 0.3, 0.4)]
+    "optimizer",
+    [
+        SGD(0.1, 0.5, nesterov=True, gradient_accumulation_steps=2),
+        Adam(0.1, 0.2, 0.3, 0.4, gradient_accumulation_steps=3),
+        AdamW(0.1, 0.5, 0.2, 0.3, 0.4, gradient_accumulation_steps=4),
+    ],
 )
 def test_a_configuration_makes_the_optimizer_again(optimizer):
     config = optimizer.get_config()
@@ -154,3 +159,32 @@ def test_an_optimizer_of_the_users_own_is_one_method():
     optimizer.apply([np.array([[2.0, -3], [0, 1]])], [w])
     np.testing.assert_array_equal(w, [[-0.5, 0.5], [0, -0.5]])
     np.testing.assert_array_equal(optimizer.slots[0]["steps"], np.ones((2, 2)))
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
+def test_accumulated_gradients_make_one_update_by_their_mean(kind):
+    grads = np.random.default_rng(5).standard_normal((6, 3))
+    rates = []
+
+    def schedule(step):
+        rates.append(step)
+        return 0.1
+
+    ours, theirs = np.ones(3), np.ones(3)
+    optimizer, plain = kind(schedule, gradient_accumulation_steps=3), kind(0.1)
+    for number, g in enumerate(grads):
+        before = ours.copy()
+        assert optimizer.is_due == (number % 3 == 2)
+        optimizer.apply([g], [ours])
+        assert np.array_equal(ours, before) == (number % 3 != 2)
+        assert (optimizer.steps, optimizer.iterations) == (number + 1, (number + 1) // 3)
+    for three in (grads[:3], grads[3:]):
+        plain.apply([np.mean(three, axis=0)], [theirs])
+    np.testing.assert_allclose(ours, theirs, rtol=1e-14)  # sums of three float64 in another order
+    assert rates == [2, 5]  # as in Keras: a schedule is asked by steps
+
+
+@pytest.mark.parametrize("number", [0, 1, -2, 2.5, "2"])
+def test_an_accumulation_is_of_at_least_two_steps(number):
+    with pytest.raises(ConfigError, match="gradient_accumulation_steps must be an integer of at least 2"):
+        SGD(gradient_accumulation_steps=number)
