@@ -9,6 +9,7 @@ import disttrain as dt
 from disttrain.comm import encodings, ring, threads
 from disttrain.comm.encoded import Encoded
 from disttrain.errors import ConfigError
+from disttrain.kernels.library import native
 from tests.comm import claims
 
 pytestmark = pytest.mark.timeout(60)
@@ -161,3 +162,31 @@ def test_floats_of_two_bytes_travel_as_they_are():
         claims.holds(comm, (array == 3).all(), comm.bytes_sent - before == 2000)
 
     threads.run(2, work)
+
+
+@pytest.mark.skipif(native("start_all_reduce") is None, reason="no native kernels here: sums go by messages")
+@each_encoding
+@pytest.mark.parametrize("hosts", ["aa", "aab", "aabb"])
+def test_what_ranks_of_a_host_sum_in_memory_is_not_rounded(name, hosts):
+    """Between hosts travel the encoded sums of each host."""
+    size = 5000
+
+    def work(comm):
+        comm.join_node(hosts[comm.rank])
+        array = comm.allocate(size)
+        array[:] = contribution(comm.rank, size)
+        before = comm.bytes_sent
+        comm.start_all_reduce(array, wire=name).wait()
+        return array.copy(), comm.bytes_sent - before
+
+    results = threads.run(len(hosts), work)
+    of_host = [
+        np.sum(
+            [contribution(rank, size) for rank, other in enumerate(hosts) if other == host], axis=0, dtype=np.float32
+        )
+        for host in sorted(set(hosts))
+    ]  # of one or two: no order of sums
+    for array, _ in results:
+        np.testing.assert_array_equal(array, modelled(name, of_host))
+    encoding = encodings.get(name)
+    assert sum(sent for _, sent in results) == (len(of_host) - 1) * 2 * 2 * encoding.nbytes(size // 2)
