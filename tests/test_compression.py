@@ -244,7 +244,7 @@ def descend(comm, chosen, steps=400):
         ("float16", 0.98**400 * 2),
         ("bfloat16", (1 - 0.02 * (1 - 2.0**-7)) ** 400 * 2),
         ("int8", (1 - 0.02 * 0.93) ** 400 * 2),
-        # With error feedback and a share d of the squared norm sent, an error is left for some 1 / d steps (Stich et al.,
+        # With error feedback and a share d of the squared norm sent, an error lives for some 1 / d steps (Stich et al.,
         # lemma 3.2): plain descent, but for ten such times. PowerSGD of rank 2 sends at least 2 / 16.
         ("powersgd", 0.98 ** (400 - 10 * 8) * 2),
         (compression.TopK(0.1), 0.98 ** (400 - 10 * 10) * 2),
