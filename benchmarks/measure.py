@@ -122,8 +122,9 @@ def _in_fresh_workers(
         for sample in samples:
             if not sample.gap:
                 with _noted_gap(sample), worker(sample) as its_worker:
-                    answers[id(sample)].append(its_worker.ready())
+                    ready = its_worker.ready()
                     _add(sample, its_worker.slice(slice_s))
+                    answers[id(sample)].append(ready | sample.ready)
     for sample in samples:
         sample.ready = _typical(answers[id(sample)])
     for _, alike in groupby(sorted(samples, key=lambda each: each.workers), lambda each: each.workers):

@@ -14,7 +14,7 @@ from benchmarks.measure import measure
 from disttrain.errors import ConfigError
 
 ALL = "all"  # in the place of systems
-FILE_WIDTH = 120  # of what is not shown on a terminal
+FILE_WIDTH = 140  # of what is not shown on a terminal
 
 
 def run(

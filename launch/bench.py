@@ -146,9 +146,25 @@ def start() -> None:
     "disttrain bench scaling W2 W4 --workers 2 --seconds 30",
     seconds=10.0,
 )
-@click.option("--workers", type=click.IntRange(min=2), default=2, show_default=True, help="Beside one worker.")
+@click.option("--workers", type=click.IntRange(min=2), default=2, show_default=True, help="From one to that many.")
 def scaling() -> None:
-    """Compare the samples per second of several workers, a core and a batch each, with those of one."""
+    """Compare the samples per second of several workers, a core and a batch each, with those of one.
+
+    Beside them torch's DistributedDataParallel, over gloo, with the same batch for each worker. Of disttrain's steps
+    also the shares of computing, of communication that nothing hides, of waiting for other ranks, and of data.
+    """
+
+
+@_task(
+    "disttrain bench scaling_strong W2 --workers 4",
+    seconds=10.0,
+)
+@click.option("--workers", type=click.IntRange(min=2), default=2, show_default=True, help="From one to that many.")
+def scaling_strong() -> None:
+    """Compare the samples per second of several workers, a core each and parts of one batch, with those of one.
+
+    As `scaling`, which gives each worker a batch.
+    """
 
 
 @bench.command(
@@ -197,7 +213,7 @@ def _run(
     from benchmarks.program import run
 
     if "workers" in how:
-        how["workers"] = (1, how["workers"])
+        how["workers"] = tuple(range(1, how["workers"] + 1))
     try:
         is_whole = run(
             name,

@@ -9,7 +9,8 @@ Such a module has
 - ``build(workload, variant) -> Built``;
 - ``product(a, b)``: the matrix product of two float32 arrays by what the model uses, as an array;
 - where it has something to load beside its modules, ``load()``;
-- where it trains in parallel, ``agreed(number) -> int``: rank 0's number, on all ranks.
+- where it trains in parallel, ``agreed(number) -> int``: rank 0's number, on all ranks; and, where it can be told,
+  ``shares(step, count)``: what parts of the time of so many steps are "compute", "communication", "waiting", "data".
 
 It imports its framework at the top: where that is not installed, the system is a gap. One whose name begins
 with ``disttrain`` is ours, any other is a peer. Ours has forms, as ``disttrain:high:avx2``: what stands after a

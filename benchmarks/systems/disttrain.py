@@ -1,7 +1,7 @@
 """disttrain, by its public path: `compile` with a metric, then `train_on_batch`, `predict` and `fit`."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from benchmarks.architecture import (
     Part,
     Residual,
 )
+from benchmarks.shares import Shares
 from benchmarks.systems import AbsentError, Built
 from benchmarks.workloads import Optimizer, Workload
 from disttrain import env
@@ -56,6 +57,11 @@ def variants(workload: Workload, task: str) -> Sequence[str]:
 def agreed(number: int) -> int:
     """Return rank 0's number."""
     return int(dt.init().broadcast(np.array([number]))[0])
+
+
+def shares(step: Callable[[], Any], count: int) -> dict[str, float]:
+    """Return the shares of computing, communicating, waiting and data in the time of `count` steps."""
+    return Shares(dt.init()).of(step, count)
 
 
 def build(workload: Workload, variant: str) -> Built:

@@ -1,6 +1,6 @@
 """PyTorch, eager: the best of its fused optimizer and of channels last."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,12 +40,24 @@ def variants(workload: Workload, task: str) -> Sequence[str]:
     return ("plain", "fused", "fused, channels_last") if is_image else ("plain", "fused")
 
 
-def build(workload: Workload, variant: str) -> Built:
-    """Return the model: a step sets gradients to None; "compiled" compiles the loss, and for predictions the model."""
-    model = module(workload)
+def build(
+    workload: Workload,
+    variant: str,
+    *,
+    wrapped: Callable[[Any], Any] = lambda model: model,
+    part: Callable[[Array], Array] = lambda batch: batch,
+) -> Built:
+    """Return the model: a step sets gradients to None; "compiled" compiles the loss, and for predictions the model.
+
+    Args:
+        workload: what to build.
+        variant: one of `variants`.
+        wrapped: returns the model as it is trained.
+        part: returns what of a batch this process trains on.
+    """
     layout = torch.channels_last if "channels_last" in variant else torch.contiguous_format
-    model = model.to(memory_format=layout)
-    inputs, targets = workload.batch()
+    model = wrapped(module(workload).to(memory_format=layout))
+    inputs, targets = map(part, workload.batch())
     size = len(inputs)
     optimizer = _optimizer(workload.optimizer, model, fused="fused" in variant)
 

@@ -106,6 +106,15 @@ def test_two_workers_have_a_batch_each():
     assert (alone.gap, both.gap) == ("", "")
     assert (alone.ready["samples"], both.ready["samples"]) == (128, 256)
     assert (len(alone.values), len(both.values)) == (2, 2)  # one a job
+    shares = [both.ready[name] for name in ("compute", "communication", "waiting", "data")]
+    assert all(0 <= share <= 1 for share in shares)
+    assert both.ready["compute"] > 0
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers need two cores")
+def test_two_workers_may_divide_a_batch():
+    (both,) = measured("disttrain", task="scaling_strong", rounds=1, workers=(2,))
+    assert (both.gap, both.ready["samples"]) == ("", 128)
 
 
 def test_a_system_without_workers_is_a_gap():

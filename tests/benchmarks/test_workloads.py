@@ -19,7 +19,7 @@ PARAMETERS = {"W1": 101_770, "W2": 1_863_690, "W3": 1_199_882, "W4": 11_173_962,
 
 def test_names_are_those_of_the_files():
     assert workloads.names() == list(PARAMETERS)
-    peers = ["jax", "keras", "onnxruntime", "tensorflow", "torch", "torch_compile"]
+    peers = ["jax", "keras", "onnxruntime", "tensorflow", "torch", "torch_compile", "torch_ddp"]
     assert systems.names() == ["disttrain", *peers]
 
 
