@@ -18,6 +18,7 @@ class Row:
     failure: str
     phase: str
     ranks: int
+    transport: str
     took_s: float
     said: str
 
@@ -31,6 +32,9 @@ def table(request):
 def pytest_terminal_summary(terminalreporter, config):
     rows = config.stash.get(_ROWS, [])
     if rows and config.option.verbose > 0:
-        terminalreporter.write_line("| failure | phase | ranks | seconds | said |\n|---|---|---|---|---|")
+        terminalreporter.write_line(
+            "| failure | phase | ranks | transport | seconds | said |\n|---|---|---|---|---|---|"
+        )
     for row in rows if config.option.verbose > 0 else ():
-        terminalreporter.write_line(f"| {row.failure} | {row.phase} | {row.ranks} | {row.took_s:.1f} | {row.said} |")
+        cells = (row.failure, row.phase, row.ranks, row.transport, f"{row.took_s:.1f}", row.said)
+        terminalreporter.write_line(f"| {' | '.join(map(str, cells))} |")

@@ -10,8 +10,6 @@ import pytest
 from launch.watch import BUSY, IDLE
 from tests.chaos.conftest import Row
 
-pytestmark = pytest.mark.usefixtures("mpi")
-
 TIMEOUT_S = 1.0  # for the watch: lower than its default, so that this takes less time
 MARGIN_S = 8.0  # for a machine that is busy
 
@@ -47,6 +45,7 @@ class Cell:
     failure: str
     phase: str
     ranks: int = 2
+    transport: str = "mpi"
 
     @property
     def culprit(self):
@@ -95,7 +94,8 @@ def is_failure(cell):
     return cell.phase != "shutdown" or cell.failure in ("SIGKILL", "SIGSTOP", "endless loop", "sleep")
 
 
-ALL = [cell for n in (2, 3) for f in FAILURES for p in PHASES if is_failure(cell := Cell(f, p, n))]
+JOBS = [(2, "mpi"), (3, "mpi"), (2, "shm"), (3, "shm"), (2, "tcp")]
+ALL = [cell for job in JOBS for f in FAILURES for p in PHASES if is_failure(cell := Cell(f, p, *job))]
 SHORT = [  # each failure and each phase once
     Cell("exception", "data"),
     Cell("exit 0", "evaluation", 3),
@@ -107,50 +107,66 @@ SHORT = [  # each failure and each phase once
     Cell("sleep", "bucket"),
     Cell("extra call", "forward"),
     Cell("missing call", "forward", 3),
+    Cell("exit 0", "forward", 2, "shm"),
+    Cell("SIGKILL", "bucket", 3, "shm"),
+    Cell("SIGSTOP", "optimizer", 2, "shm"),
+    Cell("missing call", "evaluation", 2, "shm"),
+    Cell("exception", "bucket", 2, "tcp"),
+    Cell("SIGKILL", "forward", 2, "tcp"),
+    Cell("SIGSTOP", "bucket", 2, "tcp"),
 ]
 
 
 def parameter(cell):
     marks = () if cell in SHORT else pytest.mark.long
-    return pytest.param(cell, id=f"{cell.failure}-{cell.phase}-{cell.ranks}".replace(" ", "_"), marks=marks)
+    name = f"{cell.failure}-{cell.phase}-{cell.ranks}-{cell.transport}".replace(" ", "_")
+    return pytest.param(cell, id=name, marks=marks)
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("cell", [parameter(cell) for cell in ALL])
-def test_a_rank_that_fails_is_named_in_time(program, table, cell):
-    done = run(program, cell.ranks, TIMEOUT_S, cell.failure, cell.phase)
+def test_a_rank_that_fails_is_named_in_time(request, program, table, cell):
+    done = run(request, program, cell, TIMEOUT_S)
     took_s = done.time_s - float(program.await_file("failed_s"))
     said = next((line for line in done.err.splitlines() if line.startswith("disttrain: ")), "")
-    table.append(Row(failure=cell.failure, phase=cell.phase, ranks=cell.ranks, took_s=took_s, said=shortened(said)))
+    table.append(Row(**dataclasses.asdict(cell), took_s=took_s, said=shortened(said)))
     assert re.search(cell.says, done.err, re.DOTALL), done.err
     assert done.exit_code != 0
     assert took_s < cell.limit_s + MARGIN_S
 
 
 FALSE_ALARMS = {
-    "a pause within a step": ("pause", "forward", 2, 5.0, 3.0),
-    "a slow first step": ("long", "first step", 2, TIMEOUT_S, 4.0),
-    "a long callback": ("long", "callback", 2, TIMEOUT_S, 4.0),
-    "a long checkpoint": ("long", "checkpoint", 2, TIMEOUT_S, 4.0),
+    "a pause within a step": ("pause", "forward", 5.0, 3.0),
+    "a slow first step": ("long", "first step", TIMEOUT_S, 4.0),
+    "a long callback": ("long", "callback", TIMEOUT_S, 4.0),
+    "a long checkpoint": ("long", "checkpoint", TIMEOUT_S, 4.0),
 }
 
 
+@pytest.mark.parametrize(
+    "transport", [pytest.param(each, marks=() if each == "mpi" else pytest.mark.long) for each in ("mpi", "shm", "tcp")]
+)
 @pytest.mark.parametrize("name", FALSE_ALARMS)
-def test_what_only_takes_long_is_left_alone(program, name):
-    failure, phase, ranks, timeout_s, seconds = FALSE_ALARMS[name]
-    done = run(program, ranks, timeout_s, failure, phase, seconds)
+def test_what_only_takes_long_is_left_alone(request, program, name, transport):
+    failure, phase, timeout_s, seconds = FALSE_ALARMS[name]
+    cell = Cell(failure, phase, 2, transport)
+    done = run(request, program, cell, timeout_s, seconds)
     assert done.exit_code == 0, done.err
     assert done.err == ""
-    assert done.out.count("trained") == ranks
+    assert done.out.count("trained") == cell.ranks
     program.await_file("failed_s")  # it did take long
 
 
-def run(program, ranks, timeout_s, failure, phase, seconds=0.0):
+def run(request, program, cell, timeout_s, seconds=0.0):
+    if cell.transport == "mpi":
+        request.getfixturevalue("mpi")  # skips where there is none
     shutil.copy(Path(__file__).with_name("training.py"), program.folder)
     program.limit_s = 200.0
     program.env["OPENBLAS_NUM_THREADS"] = "1"
-    options = ("-n", str(ranks), "--hang-timeout", str(timeout_s))
-    return program.run("run", *options, "training.py", failure, phase, str(seconds))
+    options = ["-n", str(cell.ranks), "--hang-timeout", str(timeout_s)]
+    if cell.transport != "mpi":
+        options += ["--launcher", "local", "--transport", cell.transport]
+    return program.run("run", *options, "training.py", cell.failure, cell.phase, str(seconds))
 
 
 def shortened(said):

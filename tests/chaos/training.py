@@ -13,13 +13,13 @@ import time
 import numpy as np
 
 import disttrain as dt
-from disttrain import data_parallel
+from disttrain import data_parallel, env
 from disttrain.checkpoint.pieces import Snapshot
 from disttrain.data import Batches
 from disttrain.optimizers import SGD
 
 FAILURE, PHASE, SECONDS = sys.argv[1], sys.argv[2], float(sys.argv[3])
-RANK = int(os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or 0)
+RANK = env.place().rank
 STEP = 0 if FAILURE == "nothing" or PHASE in ("checkpoint", "first step") else 40  # by then there is a median
 CULPRIT = 0 if PHASE == "checkpoint" else 1  # rank 0 writes checkpoints
 STEP_S = 0.02
