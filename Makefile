@@ -8,7 +8,7 @@ CUPY_VENV := .venv-cupy
 # where test runs add what they skip
 export SKIPPED_TESTS := $(CURDIR)/.pytest_cache/skipped
 
-.PHONY: help env env-bench bench demo test check unit mpi shm chaos cupy forget clean
+.PHONY: help env env-bench bench demo test check unit mpi shm tcp chaos cupy forget clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
@@ -46,6 +46,13 @@ shm: env  ## the same tests without MPI, among 2 and more ranks of MPI_RANKS in 
 		$(BIN)/disttrain run --launcher local -n $$n $(BIN)/pytest --with-mpi --only-mpi tests/mpi; \
 	done
 
+tcp: env  ## the same, among ranks that have TCP alone, as ranks of different hosts do
+	@set -e; for n in $(filter-out 1,$(MPI_RANKS)); do \
+		echo "== $$n ranks over TCP"; \
+		$(BIN)/disttrain run --launcher tests.launch.hosts --transport tcp -n $$n \
+			$(BIN)/pytest --with-mpi --only-mpi tests/mpi; \
+	done
+
 chaos: env  ## every failure in every phase: each must end in time and be named; about 20 minutes
 	$(BIN)/python -m pytest -v -m "long or not long" tests/chaos
 
@@ -70,7 +77,7 @@ TASK ?= step
 bench: env-bench  ## disttrain and other frameworks, side by side: TASK=step|predict|epoch|memory|start|scaling
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/disttrain bench $(TASK) $(BENCH)
 
-test: forget check unit mpi shm  ## everything: checks, tests, tests on 1, 2 and 3 ranks, with MPI and without
+test: forget check unit mpi shm tcp  ## everything: checks, tests, tests on 1, 2 and 3 ranks, with MPI and without
 	@echo "== skipped in all of these, and why"; cat $(SKIPPED_TESTS) 2>/dev/null || echo "nothing"
 
 forget:

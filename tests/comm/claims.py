@@ -232,6 +232,7 @@ def groups_are_as_asked(comm):
     backwards = comm.split("all", key=-comm.rank)
     some = comm.split(None if comm.rank == 0 else 1, key=comm.rank // 2)
     within = backwards.split(backwards.rank // 2)
+    hosts = [group.all_gather_json(comm._host) for group in (odd, backwards)]
     mine = [rank for rank in range(size) if rank % 2 == comm.rank % 2]
     pair = [rank for rank in range(size)[::-1] if (size - 1 - rank) // 2 == backwards.rank // 2]
     holds(
@@ -240,7 +241,8 @@ def groups_are_as_asked(comm):
         list(backwards.job_ranks) == list(range(size))[::-1] and backwards.rank == size - before,
         (some is None) == (comm.rank == 0) and (some is None or list(some.job_ranks) == list(range(1, size))),
         list(within.job_ranks) == pair and pair[within.rank] == comm.rank,
-        odd.local_rank == odd.rank and backwards.local_rank == backwards.rank,  # all are on one host
+        odd.local_rank == hosts[0][: odd.rank].count(comm._host),
+        backwards.local_rank == hosts[1][: backwards.rank].count(comm._host),
         {odd.transport, backwards.transport, within.transport} == {comm.transport},
     )
 

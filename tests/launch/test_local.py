@@ -1,4 +1,4 @@
-"""Workers of `--launcher local`: processes of this machine that communicate through shared memory, without MPI."""
+"""Workers of `--launcher local`: processes of this machine that communicate without MPI, by memory or by sockets."""
 
 import signal
 import socket
@@ -33,20 +33,30 @@ WAITS = {
     "a message": "comm.recv(np.zeros(3), 1) if comm.rank == 0 else comm.barrier()",
     "a message to it": "comm.send(np.zeros(10**7), 1) if comm.rank == 0 else comm.barrier()",
 }
-each_wait = pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+OVER_TCP = ["a short sum", "a message to it"]
+each_wait = pytest.mark.parametrize(
+    ("transport", "wait"),
+    [("shm", wait) for wait in WAITS.values()] + [("tcp", WAITS[name]) for name in OVER_TCP],
+    ids=[*WAITS, *(f"{name}, over tcp" for name in OVER_TCP)],
+)
 
 
-def run(program, text, workers=3):
-    return program.run("run", "-n", str(workers), "--launcher", "local", program.script(text))
+def run(program, text, workers=3, transport="shm"):
+    apart = 'import os; os.environ["DISTTRAIN_HOST"] = os.environ["DISTTRAIN_RANK"]\n' if transport == "tcp" else ""
+    options = ("-n", str(workers), "--launcher", "local", "--transport", transport)
+    return program.run("run", *options, program.script(apart + text))
 
 
-def test_workers_know_their_place_and_load_no_mpi(program):
-    done = run(program, JOIN + "print(comm.transport, comm.rank, comm.world_size, 'mpi4py' in sys.modules)", 4)
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_workers_know_their_place_and_load_no_mpi(program, transport):
+    text = JOIN + "print(comm.transport, comm.rank, comm.world_size, 'mpi4py' in sys.modules)"
+    done = run(program, text, 4, transport)
     assert done.exit_code == 0, done.err
-    assert sorted(done.out.splitlines()) == [f"[{rank}] shm {rank} 4 False" for rank in range(4)]
+    assert sorted(done.out.splitlines()) == [f"[{rank}] {transport} {rank} 4 False" for rank in range(4)]
 
 
-def test_a_model_is_trained_without_mpi(program):
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_a_model_is_trained_without_mpi(program, transport):
     text = JOIN + (
         "model = dt.Sequential([dt.layers.Dense(3, input_shape=(4,))])\n"
         "model.compile('sgd', 'mse')\n"
@@ -54,15 +64,15 @@ def test_a_model_is_trained_without_mpi(program):
         "model.fit(x, x[:, :3], batch_size=5, epochs=2, verbose=0)\n"
         "print(dt.state_digest(model))"
     )
-    done = run(program, text)
+    done = run(program, text, transport=transport)
     assert done.exit_code == 0, done.err
     assert len({line.partition(" ")[2] for line in done.out.splitlines()}) == 1
     assert len(done.out.splitlines()) == 3
 
 
 @each_wait
-def test_an_exception_on_one_rank_ends_the_job_within_two_seconds(program, wait):
-    done = run(program, ENDS.format(failure="raise ValueError('only here')", wait=wait))
+def test_an_exception_on_one_rank_ends_the_job_within_two_seconds(program, transport, wait):
+    done = run(program, ENDS.format(failure="raise ValueError('only here')", wait=wait), transport=transport)
     assert done.time_s - float(program.await_file("failed_s")) < 2.0
     assert done.exit_code == 1
     host = socket.gethostname()
@@ -71,8 +81,8 @@ def test_an_exception_on_one_rank_ends_the_job_within_two_seconds(program, wait)
 
 
 @each_wait
-def test_a_rank_that_is_killed_is_named(program, wait):
-    done = run(program, ENDS.format(failure="os.kill(os.getpid(), signal.SIGKILL)", wait=wait))
+def test_a_rank_that_is_killed_is_named(program, transport, wait):
+    done = run(program, ENDS.format(failure="os.kill(os.getpid(), signal.SIGKILL)", wait=wait), transport=transport)
     assert done.time_s - float(program.await_file("failed_s")) < 2.0
     assert done.exit_code == 128 + signal.SIGKILL
     words = f"disttrain: rank 1 of 3, on host {socket.gethostname()}, was ended by signal 9 (SIGKILL)"
@@ -80,8 +90,8 @@ def test_a_rank_that_is_killed_is_named(program, wait):
 
 
 @each_wait
-def test_a_rank_that_ends_early_is_named_by_those_that_wait_for_it(program, wait):
-    done = run(program, ENDS.format(failure="sys.exit(0)", wait=wait))
+def test_a_rank_that_ends_early_is_named_by_those_that_wait_for_it(program, transport, wait):
+    done = run(program, ENDS.format(failure="sys.exit(0)", wait=wait), transport=transport)
     assert done.exit_code == 1
     assert "rank 1 has left the job" in done.err or "rank 1 has ended, with a message" in done.err
     assert "CommError" in done.err
