@@ -8,7 +8,7 @@ CUPY_VENV := .venv-cupy
 # where test runs add what they skip
 export SKIPPED_TESTS := $(CURDIR)/.pytest_cache/skipped
 
-.PHONY: help env env-bench bench demo test check unit mpi shm tcp chaos cupy forget clean
+.PHONY: help env env-bench bench demo test check unit mpi shm tcp netns chaos cupy forget clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
@@ -52,6 +52,9 @@ tcp: env  ## the same, among ranks that have TCP alone, as ranks of different ho
 		$(BIN)/disttrain run --launcher tests.launch.hosts --transport tcp -n $$n \
 			$(BIN)/pytest --with-mpi --only-mpi tests/mpi; \
 	done
+
+netns: env  ## tests across hosts that are network namespaces, where root may make them; a short form is in unit
+	$(BIN)/python -m pytest -v -m "long or not long" tests/netns
 
 chaos: env  ## every failure in every phase: each must end in time and be named; about 20 minutes
 	$(BIN)/python -m pytest -v -m "long or not long" tests/chaos
