@@ -23,6 +23,7 @@ KERNELS = "DISTTRAIN_KERNELS"
 THREADS = "DISTTRAIN_THREADS"
 SLURM_END = "SLURM_JOB_END_TIME"
 MATMUL_PRECISION = "DISTTRAIN_MATMUL_PRECISION"
+VERIFY = "DISTTRAIN_VERIFY"
 HOST = "DISTTRAIN_HOST"
 RENDEZVOUS = "DISTTRAIN_RENDEZVOUS"
 SECRET = "DISTTRAIN_SECRET"  # noqa: S105 - the name of it
@@ -193,6 +194,12 @@ def end_s(environ: Mapping[str, str] = os.environ) -> float | None:
     """
     text = environ.get(SLURM_END, "")
     return float(text) if text.isdecimal() else None
+
+
+def verify(environ: Mapping[str, str] = os.environ) -> tuple[int, Path] | None:
+    """Return how many steps `disttrain verify` is to see, and where its notes go; None where it did not start this."""
+    steps, _, folder = environ.get(VERIFY, "").partition(":")
+    return (int(steps), Path(folder)) if steps else None
 
 
 def has_blas_threads(environ: Mapping[str, str] = os.environ) -> bool:

@@ -28,6 +28,7 @@ _IMPORTED_WHEN_ASKED_FOR = {
     "ckpt": "launch.ckpt",
     "data": "launch.fetch",
     "doctor": "launch.doctor",
+    "verify": "launch.verify",
 }
 
 

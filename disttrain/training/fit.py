@@ -21,7 +21,7 @@ from disttrain.kernels.precision import get_matmul_precision
 from disttrain.observe import log
 from disttrain.progress import Phase
 from disttrain.training.agreement import together
-from disttrain.training.callbacks import BackupAndRestore, Callback
+from disttrain.training.callbacks import BackupAndRestore, Callback, ModelCheckpoint
 from disttrain.training.replica import Replica
 from disttrain.training.saving import Saver, read
 from disttrain.training.sharded import Sums
@@ -65,6 +65,8 @@ class Fit:
         self.replica = replica
         self.batches = batches
         self.validation = validation
+        if replica.witness is not None:  # the run begins anew, and leaves nothing behind
+            callbacks = [each for each in callbacks if not isinstance(each, BackupAndRestore | ModelCheckpoint)]
         self.callbacks = sorted(callbacks, key=lambda callback: isinstance(callback, BackupAndRestore))
         self.epochs = epochs
         self.epoch = initial_epoch

@@ -25,6 +25,7 @@ from disttrain.training.agreement import check_equal
 from disttrain.training.sharded import Sharded, Sums
 from disttrain.training.static import StaticStep
 from disttrain.training.updates import choose
+from disttrain.training.witness import asked, witnessed
 
 _PLAIN = DataParallel()
 
@@ -48,6 +49,7 @@ class Replica:
     Attributes:
         shapes: of what each metric adds up; known after the first batch.
         steps: what is computed for a batch; one for each shard of this rank.
+        witness: of the steps, where `disttrain verify` asks for one.
         votes: of the last step, as summed over the ranks.
 
     Raises:
@@ -98,9 +100,11 @@ class Replica:
         self.update = choose(distribution, optimizer, buffers, self.gradients)
         self.steps = self._sharded.steps if self._sharded else [StaticStep(model, loss, self.gradients, static)]
         self._state = _state(model)
+        self.witness = asked(comm)
         self.shapes: list[tuple[int, ...]] = []
         self.votes: list[float] = []
 
+    @witnessed
     def train(self, batch: Batch, votes: Sequence[float] = ()) -> Sums:
         """Take one step on this rank's part of a global batch; return the sums of all ranks.
 
