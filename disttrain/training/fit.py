@@ -3,9 +3,7 @@
 import contextlib
 import itertools
 import os
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +14,11 @@ from disttrain.checkpoint import Checkpoint, Keep, Metric
 from disttrain.checkpoint.storage import Claim
 from disttrain.data import Batch, Batches
 from disttrain.errors import CheckpointError
-from disttrain.kernels.library import chosen
-from disttrain.kernels.precision import get_matmul_precision
 from disttrain.observe import log
 from disttrain.progress import Phase
 from disttrain.training.agreement import together
 from disttrain.training.callbacks import BackupAndRestore, Callback, ModelCheckpoint
+from disttrain.training.circumstances import circumstances, differences, one_blas_thread
 from disttrain.training.replica import Replica
 from disttrain.training.saving import Saver, read
 from disttrain.training.sharded import Sums
@@ -83,6 +80,8 @@ class Fit:
             callback.model = self.model
         progress.begin_run()
         with progress.phase(Phase.FIT), self.held:
+            if self.replica.shards is not None:
+                self.held.enter_context(one_blas_thread())
             try:
                 self._call("on_train_begin")
                 while self.epoch < self.epochs and not self.model.stop_training:
@@ -153,7 +152,7 @@ class Fit:
                 "states": [{k: v for k, v in state.items() if not _is_array(v)} for state in states],
                 **self._circumstances(),
             },
-            "versions": versions(),
+            "versions": circumstances(),
         }
         tensors = {**self.replica.tensors(), "callbacks": arrays}
         self.saver.save(path, tensors, values, keep=keep or Keep(), metric=metric, claim=claim)
@@ -168,13 +167,9 @@ class Fit:
         if saved is not None:
             together(self.replica.comm, lambda: self._take_over(saved))
             log.info("resumed from %s: epoch %d, step %d", saved.place, self.epoch, self.step)
-            for name, value in versions().items():
-                before = saved.values["versions"].get(name)
-                if before != value and self.replica.comm.rank == 0:
-                    log.warning(
-                        "%s was written with %s %s, this is %s: the run goes on, but not to the same bits",
-                        saved.place, name, before, value,
-                    )  # fmt: skip
+            changed = differences(saved.values["versions"], circumstances())
+            if changed and self.replica.comm.rank == 0:
+                log.warning("%s: %s: the run goes on, but not to the same bits", saved.place, changed)
 
     def _take_over(self, saved: Checkpoint) -> None:
         training = saved.values.get("training")
@@ -232,15 +227,3 @@ class Fit:
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray)
-
-
-def versions() -> dict[str, str]:
-    """Return what the bits of a result depend on besides the run itself."""
-    kernels = chosen()
-    return {
-        "disttrain": version("disttrain"),
-        "Python": platform.python_version(),
-        "NumPy": np.__version__,
-        "kernels": kernels.path.stem if kernels.path else kernels.name,  # named after sources, compiler and CPU
-        "matmul precision": get_matmul_precision(),
-    }
