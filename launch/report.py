@@ -47,6 +47,13 @@ class Report:
             f"exit code {self.exit_code}:\n{self.text}"
         )
 
+    def interruption(self) -> str:
+        """Return what is to be said of a job that was asked to end, and has saved its state."""
+        return (
+            f"disttrain: the job was asked to end before it was done, and ends with exit code {self.exit_code}: "
+            f"{self.text.splitlines()[0]}\nThe same command goes on from where it was.\n"
+        )
+
 
 def read_reports(folder: Path) -> list[Report]:
     """Return the reports in `folder`, the first failure first."""

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from disttrain import env
-from disttrain.errors import LaunchError
+from disttrain.errors import PREEMPTED, LaunchError
 from disttrain.progress import Record
 from launch import memory, posix, stacks
 from launch.diagnosis import HUNG, hang_in_words, last_words, memory_in_words, others_in_words
@@ -28,7 +28,8 @@ from launch.report import loss_in_words, read_reports, signal_in
 from launch.watch import LOOK_S, STACKS, Watch, read_records
 from launch.worker import EXITED, FAILED, INTERRUPTED, PIPES
 
-STOP_S = 2.0  # a worker may save its work when it is asked to stop
+STOP_S = 2.0  # for exit handlers, after Ctrl-C
+GRACE_S = 30.0  # a worker may save its work when it is asked to stop: Slurm and Kubernetes wait as long
 FAIL_S = 1.0  # after a failure as well, but two seconds after it the job is over
 
 _NEVER_S = float("inf")
@@ -169,6 +170,9 @@ class _Running:
         if not code and deserters:
             code = 1  # MPICH ends all ranks, and calls it a success, when one of them calls os._exit(0)
         first = next(iter(read_reports(self._folder)), None)
+        if first is not None and first.exit_code == PREEMPTED:
+            self._say(first.interruption())
+            return PREEMPTED
         if first is not None and first.time_s < min(self._asked_s, self._found_s):
             is_first = not number or first.time_s < self._lost_s
             text = first.words("first") if is_first else loss + first.words("then")
@@ -286,7 +290,7 @@ class _Running:
                 self._deadline_s = 0
                 continue
             self._ask(number)
-            self._deadline_s = min(self._deadline_s, self._asked_s + STOP_S)
+            self._deadline_s = min(self._deadline_s, self._asked_s + (STOP_S if number == signal.SIGINT else GRACE_S))
             for process in self._processes:
                 process.send_signal(number)
 

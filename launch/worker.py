@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from disttrain import env, progress
+from disttrain.errors import Preempted
 from launch.report import Report
 from launch.watch import RECORD, STACKS
 
@@ -140,6 +141,11 @@ def _report(error: BaseException, place: env.Place, exit_code: int, time_s: floa
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
+    if isinstance(error, Preempted):
+        return Report(
+            rank=place.rank, world_size=place.world_size, host=host, time_s=time_s, exit_code=exit_code,
+            text=error.reason,
+        )  # fmt: skip
     if isinstance(error, SystemExit):  # the script chose its end: where it did so is enough
         frames = traceback.extract_tb(trace)
         for frame in [each for each in frames if each.filename == frames[0].filename][-1:]:
@@ -162,7 +168,7 @@ def _leave(report: Report, folder: str | None) -> bool:
         if folder:
             report.write(Path(folder))
             return True
-    sys.stderr.write(report.text)
+    sys.stderr.write(report.text + ("" if report.text.endswith("\n") else "\n"))
     return False
 
 
