@@ -243,7 +243,7 @@ class Contract:
 
         wait_until(all_have_spoken, _SETTLE_S)
         first = min(known)
-        self._failure = ContractError(_words(known[first], first[0]))
+        self._failure = ContractError(_words(known[first], first))
         raise self._failure
 
 
@@ -369,8 +369,9 @@ def _learn(known: Known, calls: Iterable[tuple[int, Any]]) -> None:
             known[each.sequence, rank] = each
 
 
-def _words(known: Known, group: int) -> str:
+def _words(known: Known, key: tuple[int, int]) -> str:
     """Return what all ranks raise, of calls by number and rank: it must depend on nothing else."""
+    group, first_rank = key
     pair, what = sorted(known)[:2], "number"
     for number in sorted({number for number, _ in known}):
         terms = {rank: known[each, rank].terms for each, rank in sorted(known) if each == number}
@@ -382,7 +383,7 @@ def _words(known: Known, group: int) -> str:
             what = " and ".join(name for name, a, b in zip(_TERMS, usual, terms[odd[0]], strict=True) if a != b)
             break
     calls = "; ".join(f"rank {rank}: {known[number, rank].words}" for number, rank in sorted(pair, key=lambda p: p[1]))
-    where = f" in group {group}" if group else ""
+    where = f" in the group of rank {first_rank}" if group else ""
     return (
         f"ranks make different calls{where}, the {what} differs: {calls}; every rank must make the same "
         "collectives in the same order, with arrays of the same shape and dtype"

@@ -95,10 +95,9 @@ def test_a_group_whose_ranks_differ_names_them_by_their_ranks_in_the_job():
     def work(comm):
         comm.split(comm.rank % 2).all_reduce(np.zeros(100 + (comm.rank == 3), np.float32))
 
-    words = r"in group 1, .*rank 1: .*of \(100,\) float32, .*rank 3: .*of \(101,\) float32, "
-    with pytest.raises(ContractError, match=words) as caught:
+    words = r"in the group of rank 1, .*rank 1: .*of \(100,\) float32, .*rank 3: .*of \(101,\) float32, "
+    with pytest.raises(ContractError, match=words):
         on_node(4, work)
-    assert "in group 1, of the job's ranks 1, 3" in caught.value.__notes__
 
 
 @each_world_size
