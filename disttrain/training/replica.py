@@ -13,7 +13,8 @@ from disttrain.backend import Array, to_host
 from disttrain.checkpoint import digest
 from disttrain.comm import Communicator
 from disttrain.data import Batch
-from disttrain.data_parallel import FlatBuffer, GradientSum, broadcast_weights, total_over
+from disttrain.data_parallel import DataParallel, FlatBuffer, GradientSum, broadcast_weights, total_over
+from disttrain.data_parallel import compression as compressions
 from disttrain.errors import CheckpointError, NonFiniteError
 from disttrain.layers import Layer, Step, running
 from disttrain.losses import Loss
@@ -23,6 +24,10 @@ from disttrain.progress import Phase
 from disttrain.training.agreement import check_equal
 from disttrain.training.sharded import Sharded, Sums
 from disttrain.training.static import StaticStep
+from disttrain.training.updates import choose
+from disttrain.training.witness import asked, witnessed
+
+_PLAIN = DataParallel()
 
 
 class Replica:
@@ -39,10 +44,12 @@ class Replica:
         metrics: to add up beside the loss.
         static: as in `Model.compile`.
         shards: into how many a batch is cut, to be summed up in one order; None: into as many as there are ranks.
+        distribution: the same.
 
     Attributes:
         shapes: of what each metric adds up; known after the first batch.
         steps: what is computed for a batch; one for each shard of this rank.
+        witness: of the steps, where `disttrain verify` asks for one.
         votes: of the last step, as summed over the ranks.
 
     Raises:
@@ -60,6 +67,7 @@ class Replica:
         static: bool | str = "auto",
         *,
         shards: int | None = None,
+        distribution: DataParallel = _PLAIN,
     ) -> None:
         self.model = model
         self.comm = comm
@@ -67,20 +75,36 @@ class Replica:
         self.optimizer = optimizer
         self.loss = loss
         self.metrics = metrics
+        steps = optimizer.gradient_accumulation_steps or 1
         check_equal(comm, "the model", self._layout, "every rank must build the same model in the same order")
-        optimizer.build([buffer.data for buffer in buffers])
+        check_equal(comm, "what compile() was given", lambda: [distribution.get_config(), steps])
         self.shards = shards
         self._sharded = None
         if shards is not None:
-            self._sharded = Sharded(model, comm, buffers, loss, static, shards, self._measure)
-        self.gradients = self._sharded.gradients if self._sharded else GradientSum(comm, buffers)
+            buckets = {"bucket_bytes": distribution.bucket_bytes, "steps": steps}
+            self._sharded = Sharded(model, comm, buffers, loss, static, shards, self._measure, **buckets)
+        self.gradients = (
+            self._sharded.gradients
+            if self._sharded
+            else GradientSum(
+                comm,
+                buffers,
+                bucket_bytes=distribution.bucket_bytes,
+                compression=compressions.get(distribution.compression),
+                steps=steps,
+                scatters=distribution.shard_optimizer,
+            )
+        )
         broadcast_weights(comm, model.weights)
         check_equal(comm, "the weights' digest", self.digest, "a message was damaged on its way")
+        self.update = choose(distribution, optimizer, buffers, self.gradients)
         self.steps = self._sharded.steps if self._sharded else [StaticStep(model, loss, self.gradients, static)]
         self._state = _state(model)
+        self.witness = asked(comm)
         self.shapes: list[tuple[int, ...]] = []
         self.votes: list[float] = []
 
+    @witnessed
     def train(self, batch: Batch, votes: Sequence[float] = ()) -> Sums:
         """Take one step on this rank's part of a global batch; return the sums of all ranks.
 
@@ -91,8 +115,9 @@ class Replica:
         Raises:
             NonFiniteError: the loss is NaN or infinite on some rank, on all; no weight was changed by it.
         """
-        number = self.optimizer.iterations
+        number = self.optimizer.steps
         progress.begin_step(number)
+        self.update.begin()
         before = [weight.data.copy() for weight in self._state]
         step = Step(training=True, number=number, first=batch.first, total=total_over(self.comm))
         if self._sharded:
@@ -104,9 +129,10 @@ class Replica:
         if not np.isfinite(sums[0]):
             for weight, array in zip(self._state, before, strict=True):
                 weight.data[...] = array
+            self.gradients.drop_errors()
             self._raise_non_finite(number, own[0], batch)
         progress.at(Phase.OPTIMIZER)
-        self.optimizer.apply(self.gradients.flat, [b.data for b in self.buffers])
+        self.update.apply()
         return sums
 
     def evaluate(self, batches: Iterable[Batch], phase: Phase = Phase.EVALUATION) -> dict[str, Any]:
@@ -135,7 +161,12 @@ class Replica:
         return values
 
     def share_state(self) -> None:
-        """Make the untrained weights those of rank 0: they differ where statistics are not synchronized."""
+        """Make all weights the same on all ranks.
+
+        Trained ones become their mean, where ranks take local steps; untrained ones those of rank 0, from which they
+        differ where statistics are not synchronized.
+        """
+        self.update.settle()
         broadcast_weights(self.comm, self.model.non_trainable_weights)
 
     def digest(self) -> str:
@@ -143,28 +174,54 @@ class Replica:
         return digest({w.name: w.data for w in self.model.weights})
 
     def tensors(self) -> dict[str, dict[str, Any]]:
-        """Return all arrays that make up the replica's state, by group and name."""
-        slots = {
-            f"{parameter}/{slot}": array
-            for buffer, arrays in zip(self.buffers, self.optimizer.slots, strict=True)
-            for slot, flat in arrays.items()
-            for parameter, array in buffer.split(flat).items()
-        }
-        return {"model": {w.name: w.data for w in self.model.weights}, "optimizer": slots}
+        """Return all arrays that make up the replica's state, by group and name; every rank calls this.
 
-    def restore(self, tensors: dict[str, dict[str, Any]]) -> None:
-        """Take over the arrays that `tensors` of another replica of the same model gave.
+        Where ranks share the optimizer's state, or gradients that they have kept, only rank 0 gets that of all.
+        """
+        kept, guesses = self.gradients.state()
+        groups = {"model": self._weights(), "optimizer": self.update.slots(), "kept": kept, "guesses": guesses}
+        return {group: arrays for group, arrays in groups.items() if arrays or group in ("model", "optimizer")}
+
+    def restore(self, tensors: dict[str, dict[str, Any]], progress: dict[str, Any]) -> None:
+        """Take over the arrays, and the place in training, that another replica of the same model gave.
+
+        Args:
+            tensors: of `tensors`.
+            progress: of `progress`.
 
         Raises:
             CheckpointError: names the first array that is missing, too many, or of another shape.
         """
-        copy_into(self.tensors(), tensors)
+        kept = {}
+        if tensors.get("kept"):
+            kept = {w.name: np.empty(w.shape, w.dtype) for w in self.model.trainable_weights}
+        accumulates = self.optimizer.gradient_accumulation_steps or 1
+        gathered = progress.get("gathered", 0)
+        if gathered >= accumulates:
+            raise CheckpointError(
+                f"the checkpoint holds the gradients of {gathered} steps that are no update yet, and "
+                f"{type(self.optimizer).__name__} has gradient_accumulation_steps={accumulates}: use that of the run "
+                "that was saved"
+            )
+        self.update.restore(
+            lambda slots: copy_into({"model": self._weights(), "optimizer": slots, "kept": kept}, tensors)
+        )
+        self.gradients.restore(kept, tensors.get("guesses", {}))
+        self.optimizer.steps = progress["iterations"] * accumulates + gathered
+
+    def progress(self) -> dict[str, Any]:
+        """Return the place in training: how many updates there were, and the steps since, as JSON values."""
+        steps = self.optimizer.gradient_accumulation_steps or 1
+        return {"iterations": self.optimizer.iterations, "gathered": self.optimizer.steps % steps}
+
+    def _weights(self) -> dict[str, Any]:
+        return {w.name: w.data for w in self.model.weights}
 
     def _layout(self) -> list[Any]:
         return [[w.name, list(w.shape), str(w.dtype), w.requires_grad] for w in self.model.weights]
 
     def _train(self, batch: Batch, step: Step, votes: Sequence[float]) -> tuple[Sums, Sums, Sums]:
-        """Compute gradients of a global batch; return what this rank's part, and all, add to the sums, and votes."""
+        """Compute the gradients of a batch; return what this rank's part, and all, add to the sums, and votes."""
         with running(step):
             y_pred, per_sample = self.steps[0].train(batch)
         progress.at(Phase.METRICS)

@@ -99,9 +99,8 @@ def test_an_error_in_a_group_names_ranks_of_the_job():
         group = comm.split(comm.rank % 2)
         group.all_reduce(np.zeros(4 + (comm.rank == 3)))
 
-    with pytest.raises(ContractError, match=r"in group 1, .*rank 1: .*of \(4,\) .*rank 3: .*of \(5,\) ") as caught:
+    with pytest.raises(ContractError, match=r"in the group of rank 1, .*rank 1: .*of \(4,\) .*rank 3: .*of \(5,\) "):
         threads.run(4, differ)
-    assert "in group 1, of the job's ranks 1, 3" in caught.value.__notes__
 
 
 @pytest.mark.parametrize(("color", "key"), [(1.5, 0), ([1], 0), (0, "first"), (0, None)])

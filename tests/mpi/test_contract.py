@@ -56,4 +56,4 @@ def test_a_rank_that_waits_for_something_else_hears_it_too(comm, waits):
         said = str(error)
     told = comm.all_gather_json(said)
     assert told == [told[0]] * comm.world_size
-    assert "in group 1, the shape differs: rank 0: " in told[0]
+    assert "in the group of rank 0, the shape differs: rank 0: " in told[0]
