@@ -6,7 +6,6 @@ import sys
 import time
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
@@ -69,7 +68,8 @@ class MpiCommunicator(Communicator):
     transport = "mpi"
 
     def __init__(self, mpi: ModuleType, world: "MPI.Comm", asides: "MPI.Comm") -> None:
-        self._mpi, self._world, self._asides = mpi, world, asides
+        self.mpi, self._world, self._asides = mpi, world, asides
+        self.byte, self.status = mpi.BYTE, mpi.Status()  # the status: of the message that was looked at last
         self._telling: list[tuple[bytes, MPI.Request]] = []  # kept until they have gone through
         self._splits: dict[int, tuple[Sequence[int], MPI.Comm]] = {}
         self._dropped: set[int] = set()  # of these, the groups that this rank has dropped
@@ -82,52 +82,50 @@ class MpiCommunicator(Communicator):
             if all(old in dropped.get(rank, ()) for rank in self._splits[old][0]):
                 self._splits.pop(old)[1].Free()
                 self._dropped.remove(old)
-        color, key = (members[0], members.index(self.rank)) if members else (self._mpi.UNDEFINED, 0)
+        color, key = (members[0], members.index(self.rank)) if members else (self.mpi.UNDEFINED, 0)
         world = self._world.Split(color, key)
         if not members:
             return None
-        group = MpiCommunicator(self._mpi, world, self._asides)
+        group = MpiCommunicator(self.mpi, world, self._asides)
         group._splits, group._dropped = self._splits, self._dropped
         self._splits[number] = [self.job_ranks[rank] for rank in members], world
         weakref.finalize(group, self._dropped.add, number).atexit = False
         return group
 
     def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
-        parts = [self._world.Isend([part, self._mpi.BYTE], dest, tag) for part in _parts(array)]
-        own, peer = self.job_ranks[self.rank], self.job_ranks[dest]
-        return _Message(self, parts, None, peer, f"rank {own}: message to rank {peer}")
+        parts = [self._world.Isend((part, self.byte), dest, tag) for part in _parts(array)]
+        return _Message(self, parts, None, self.job_ranks[dest])
 
     def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
-        parts = [self._world.Irecv([part, self._mpi.BYTE], source, tag) for part in _parts(array)]
-        own, peer = self.job_ranks[self.rank], self.job_ranks[source]
-        return _Message(self, parts, array.nbytes, peer, f"rank {own}: message from rank {peer}")
+        parts = [self._world.Irecv((part, self.byte), source, tag) for part in _parts(array)]
+        return _Message(self, parts, array.nbytes, self.job_ranks[source])
 
     def _tell(self, rank: int, data: bytes) -> None:
         self._telling = [each for each in self._telling if not each[1].Test()]
-        self._telling.append((data, self._asides.Isend([data, self._mpi.BYTE], rank, _TOLD)))
+        self._telling.append((data, self._asides.Isend([data, self.mpi.BYTE], rank, _TOLD)))
 
     def _told(self) -> tuple[int, bytes] | None:
-        status = self._mpi.Status()
-        if not self._asides.Iprobe(self._mpi.ANY_SOURCE, _TOLD, status):
+        status = self.mpi.Status()
+        if not self._asides.Iprobe(self.mpi.ANY_SOURCE, _TOLD, status):
             return None
-        data = bytearray(status.Get_count(self._mpi.BYTE))
-        self._asides.Recv([data, self._mpi.BYTE], status.Get_source(), _TOLD)
+        data = bytearray(status.Get_count(self.mpi.BYTE))
+        self._asides.Recv([data, self.mpi.BYTE], status.Get_source(), _TOLD)
         return status.Get_source(), bytes(data)
 
     def leave(self) -> None:
         """Tell all ranks that this one sends and receives nothing more."""
         progress.at(progress.Phase.LEFT)
-        if not self._mpi.Is_finalized():
+        if not self.mpi.Is_finalized():
             for rank in range(self.world_size):
                 if rank != self.rank:
-                    self._asides.Isend([b"", self._mpi.BYTE], rank, _FAREWELL)  # goes through at once: it is empty
+                    self._asides.Isend([b"", self.mpi.BYTE], rank, _FAREWELL)  # goes through at once: it is empty
 
     def has_left(self, rank: int) -> bool:
         """Return whether the job's `rank` has said that it leaves."""
         return bool(self._asides.Iprobe(rank, _FAREWELL))
 
     def _serve(self, rank: int) -> bool:
-        self._world.Iprobe(self._mpi.ANY_SOURCE, self._mpi.ANY_TAG)  # MPI moves messages on only when it is called
+        self._world.Iprobe(self.mpi.ANY_SOURCE, self.mpi.ANY_TAG)  # MPI moves messages on only when it is called
         return self.has_left(rank)
 
     def abort(self, exit_code: int) -> NoReturn:
@@ -141,31 +139,28 @@ class _Message:
     Args:
         comm: whose message it is.
         parts: at least one.
-        expected: the size in bytes that a message which is received must have.
+        expected: the size in bytes that a message which is received must have; None: this one is sent.
         peer: the other rank, of the job.
-        what: begins an error.
     """
 
-    def __init__(
-        self, comm: MpiCommunicator, parts: "list[MPI.Request]", expected: int | None, peer: int, what: str
-    ) -> None:
-        self._comm, self._mpi, self._parts = comm, comm._mpi, deque(parts)
-        self._expected, self._peer, self._what = expected, peer, what
-        self._status = self._mpi.Status()
+    def __init__(self, comm: MpiCommunicator, parts: "list[MPI.Request]", expected: int | None, peer: int) -> None:
+        self._comm, self._parts, self._expected, self._peer = comm, parts, expected, peer
         self._arrived = 0
 
     def test(self) -> bool:
+        comm, parts = self._comm, self._parts
         try:
-            while self._parts:
-                if not self._parts[0].Test(self._status):
+            while parts:
+                if not parts[0].Test(comm.status):
                     return False
-                self._parts.popleft()
-                self._arrived += self._status.Get_count(self._mpi.BYTE)
-        except self._mpi.Exception as error:
-            if error.Get_error_class() == self._mpi.ERR_TRUNCATE:
+                del parts[0]
+                if self._expected is not None:
+                    self._arrived += comm.status.Get_count(comm.byte)
+        except comm.mpi.Exception as error:
+            if error.Get_error_class() == comm.mpi.ERR_TRUNCATE:
                 raise self._mismatch("more") from error
             raise CommError(f"{self._what}: {error.Get_error_string()}") from error
-        if self._expected not in (None, self._arrived):
+        if self._expected is not None and self._arrived != self._expected:
             raise self._mismatch(str(self._arrived))
         return True
 
@@ -197,6 +192,11 @@ class _Message:
             if now - left_s > _IN_FLIGHT_S:
                 raise left_alone(own, self._peer)
 
+    @property
+    def _what(self) -> str:
+        own = self._comm.job_ranks[self._comm.rank]
+        return f"rank {own}: message {'to' if self._expected is None else 'from'} rank {self._peer}"
+
     def _mismatch(self, arrived: str) -> CommError:
         return CommError(
             f"{self._what} has {arrived} bytes, expected {self._expected}; all ranks must pass arrays "
@@ -207,6 +207,8 @@ class _Message:
 def _parts(array: HostArray) -> list[HostArray]:
     """Return `array` as bytes, in parts that every MPI can count: one empty part when it is empty."""
     data = array.view(np.uint8)
+    if data.size <= _MESSAGE_BYTES:
+        return [data]
     return [data[at : at + _MESSAGE_BYTES] for at in range(0, max(data.size, 1), _MESSAGE_BYTES)]
 
 

@@ -99,12 +99,12 @@ def all_reduce_of_long_arrays_counts_its_bytes(comm, size, dtype):
 def all_reduce_of_short_arrays_counts_its_messages(comm, size, dtype):
     array, send, sent = values((size,), dtype, comm.rank), comm._isend, []
 
-    def watched(array, dest, tag):
+    def counted(array, dest, tag):
         if tag != contract.TAG:
             sent.append(array.nbytes)
         return send(array, dest, tag)
 
-    comm._isend = watched
+    comm._isend = counted
     with messages_cost(comm, SHORT):
         comm.all_reduce(array)
     comm._isend = send
