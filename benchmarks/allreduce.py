@@ -4,31 +4,37 @@ Each rank fills its array before each call, as training does. A call takes as lo
 median. `algbw` is bytes over time, `busbw` that times 2 (p-1)/p, which is comparable over numbers of ranks p. Source of
 columns and formulas: NVIDIA, nccl-tests, doc/PERFORMANCE.md.
 
-The ceiling is a copy of as many bytes, by all ranks at once: a rank that sums its part of p arrays of n bytes in place
-reads p (n/p) bytes and writes as many, and a copy does the same.
+The ceiling is a pass over the own array in place, by all ranks at once: a rank that sums its part of p arrays of n
+bytes in place reads p (n/p) bytes and writes as many, and so does the pass; docs/performance.md derives it. A copy of
+as many bytes stands beside it.
 """
 
 import importlib.util
 import json
 import os
+import secrets
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 import disttrain as dt
 from benchmarks import machine
-from disttrain.comm import ring
+from disttrain import env
+from disttrain.comm import costs, doubling, ring, tcp
 
 Array = np.ndarray[Any, Any]
 Method = tuple[Array, Callable[[Array], Any]]  # an array to fill, and what sums it over the ranks
 
-CEILING = "memory copy"
+CEILING = "pass in place"
+NO_SUMS = (CEILING, "memory copy")
 OURS = "disttrain"
 _ROUND_S = 0.1  # of each method and size, in each round
 _MOST_CALLS = 200  # in a round
@@ -49,7 +55,9 @@ def measure(comm: dt.comm.Communicator, sizes: Sequence[int], rounds: int) -> tu
     for size in sizes:
         count = size // 4
         calls = {name: _calls(comm, array[:count], call) for name, (array, call) in methods.items()}
-        wrong = {name: _wrong(comm, array[:count], call) for name, (array, call) in methods.items() if name != CEILING}
+        wrong = {
+            name: _wrong(comm, array[:count], call) for name, (array, call) in methods.items() if name not in NO_SUMS
+        }
         times: dict[str, list[float]] = {name: [] for name in methods}
         for _ in range(rounds):
             for name, (array, call) in methods.items():
@@ -100,23 +108,46 @@ def _methods(comm: dt.comm.Communicator, count: int) -> tuple[dict[str, Method],
 
     window, own, other = comm.allocate(count), np.zeros(count, np.float32), np.zeros(count, np.float32)
 
-    def by_messages(array: Array) -> None:
+    def by(algorithm: ModuleType, array: Array) -> None:
         channel = comm._channel("all_reduce sum", array)
-        comm._run(ring.all_reduce(array, np.add, channel), "all_reduce", array)
+        comm._run(algorithm.all_reduce(array, np.add, channel), "all_reduce", array)
 
     methods: dict[str, Method] = {
         OURS: (window, comm.all_reduce),
         "disttrain, any array": (own, comm.all_reduce),
-        "ring over MPI": (own, by_messages),
+        "ring over MPI": (own, partial(by, ring)),
+        "doubling over MPI": (own, partial(by, doubling)),
+        "disttrain over TCP": (own, _over_tcp(comm).all_reduce),
         "MPI_Allreduce": (own, lambda array: MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, array)),
     }
     gaps = []
+    if comm.world_size > 2:
+        hosts = _two_hosts(comm)
+        methods["two hosts over MPI"] = (hosts.allocate(count), hosts.all_reduce)
+    else:
+        gaps.append("gap: two hosts over MPI: each has one rank, and nothing to sum before")
     if importlib.util.find_spec("torch"):
         methods["torch gloo"] = _gloo(comm, own)
     else:
         gaps.append("gap: torch gloo: torch is not installed")
-    methods[CEILING] = (own, lambda array: np.copyto(other[: array.size], array))
+    methods["memory copy"] = (own, lambda array: np.copyto(other[: array.size], array))
+    methods[CEILING] = (own, lambda array: np.multiply(array, np.float32(1), out=array))
     return methods, gaps
+
+
+def _over_tcp(comm: dt.comm.Communicator) -> dt.comm.Communicator:
+    """Return the same ranks over connections of this machine, without memory that they share."""
+    secret = comm.broadcast_json(secrets.token_hex() if comm.rank == 0 else None)
+    return tcp.join(env.place(), comm.all_gather_json, secret.encode(), "127.0.0.1")
+
+
+def _two_hosts(comm: dt.comm.Communicator) -> dt.comm.Communicator:
+    """Return the same ranks as if each half of them were on a host of its own."""
+    hosts = comm.split("two hosts")
+    assert hosts is not None
+    hosts.join_node(f"host {2 * comm.rank // comm.world_size}")
+    hosts._costs = costs.WITHIN_HOST  # which it is: not to be measured, nor kept for a real one
+    return hosts
 
 
 def _gloo(comm: dt.comm.Communicator, own: Array) -> Method:
@@ -162,7 +193,7 @@ def main(arguments: Sequence[str]) -> None:
     """Measure the sizes in bytes that `arguments` list, after the rounds and a file for JSON, which may be empty."""
     rounds, file, *sizes = arguments
     comm = dt.init("mpi")
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[comm.local_rank % len(os.sched_getaffinity(0))]})
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[comm.rank % len(os.sched_getaffinity(0))]})
     rows, gaps = measure(comm, [int(size) for size in sizes], int(rounds))
     if comm.rank == 0:
         sys.stdout.write(in_words(rows, gaps, comm.world_size) + "\n")

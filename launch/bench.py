@@ -181,8 +181,9 @@ Examples:
 def allreduce(workers: int, sizes: str, rounds: int, json_file: Path | None) -> None:
     """Time sums over ranks of this machine, in the columns of nccl-tests.
 
-    disttrain's own, with arrays in its windows and elsewhere, its ring over MPI, MPI_Allreduce, gloo where torch is
-    installed, and a copy of as many bytes, which is the ceiling. They take turns in one job under mpiexec.
+    disttrain's own, with arrays in its windows and elsewhere, by messages over MPI and TCP, between two hosts that are
+    one machine, MPI_Allreduce, gloo where torch is installed, a copy, and a pass in place, which is the ceiling. They
+    take turns in one job under mpiexec.
     """
     _find_benchmarks()
     file = str(json_file.absolute()) if json_file else ""
