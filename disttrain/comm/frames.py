@@ -16,7 +16,7 @@ from disttrain import env, progress
 from disttrain.comm.base import Communicator
 from disttrain.comm.pending import HostArray, Request
 from disttrain.comm.queues import Queues
-from disttrain.comm.waiting import Patience, wait_until
+from disttrain.comm.waiting import Patience, left_alone, wait_until
 from disttrain.errors import CommError
 
 _LOOK_S = 0.25  # how often a rank that waits looks at the clock
@@ -134,10 +134,7 @@ class _Message(ABC):
         self._comm.check()
         if has_ended:
             self._comm.check(_LAST_WORDS_S)
-            raise CommError(
-                f"rank {self._comm.rank}: rank {self._peer} has ended, with a message to or from it still under way; "
-                "every rank must communicate alike"
-            )
+            raise left_alone(self._comm.rank, self._peer)
         return False
 
     def wait(self) -> None:

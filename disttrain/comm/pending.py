@@ -14,7 +14,7 @@ import numpy as np
 from disttrain import progress
 from disttrain.comm.scratch import Scratch
 from disttrain.comm.waiting import wait_until
-from disttrain.errors import CommError
+from disttrain.errors import CommError, ContractError
 
 if TYPE_CHECKING:
     from disttrain.comm.contract import Collective
@@ -134,7 +134,8 @@ class Pending:
                 if self._request is None:
                     self._request = next(self._steps)
                 if block:
-                    wait_until(lambda: not self._move_others() or self._is_through() or self._listen())
+                    if len(self._everywhere) > len(self._under_way):
+                        wait_until(lambda: not self._move_others() or self._is_through() or self._listen())
                     self._request.wait()
                 elif not self._request.test():
                     return False
@@ -147,7 +148,8 @@ class Pending:
         except BaseException as failure:
             # It stays in line: what is started after a half-done sum must not pass for correct.
             self._failure = failure
-            if self._note and self._note not in getattr(failure, "__notes__", ()):
+            # A difference may be one in another group, and says so.
+            if self._note and not isinstance(failure, ContractError):
                 failure.add_note(self._note)
             raise
 

@@ -72,7 +72,7 @@ class Cell:
             return rf"{who}, on host .*, was ended by signal 9 \(SIGKILL\).*\nIt was at: {words}; its pid was \d+"
         if self.failure == "_exit 0":
             ended = rf", on host .*, ended with exit code 0, without an exception\nIt was at: {words}"
-            return rf"{who}({ended}| has left the job)"
+            return rf"{who}({ended}| has left the job)|rank {rank} has ended without a word, .* cannot go on without it"
         if self.failure == "exit 0":
             return rf"(rank {rank} has left the job, .* waits for it in|{who} has left the job, and the others wait)"
         if self.failure == "SIGSTOP":

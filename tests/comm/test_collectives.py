@@ -9,7 +9,7 @@ import pytest
 from disttrain import comm as dt_comm
 from disttrain.comm import base, ring, threads
 from disttrain.comm.scratch import Scratch
-from disttrain.errors import ConfigError, ContractError
+from disttrain.errors import CommError, ConfigError, ContractError
 from tests.comm import claims
 
 WORLD_SIZES = range(1, 9)
@@ -101,6 +101,17 @@ def test_an_error_in_a_group_names_ranks_of_the_job():
 
     with pytest.raises(ContractError, match=r"in the group of rank 1, .*rank 1: .*of \(4,\) .*rank 3: .*of \(5,\) "):
         threads.run(4, differ)
+
+
+def test_an_error_in_a_group_says_in_which():
+    def leave(comm):
+        group = comm.split(comm.rank % 2)
+        if comm.rank == 1:
+            group.barrier()
+
+    with pytest.raises(CommError, match="rank 1 waits for a message from rank 3") as caught:
+        threads.run(4, leave)
+    assert "in group 1, of the job's ranks 1, 3" in caught.value.__notes__
 
 
 @pytest.mark.parametrize(("color", "key"), [(1.5, 0), ([1], 0), (0, "first"), (0, None)])
