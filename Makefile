@@ -56,7 +56,7 @@ tcp: env  ## the same, among ranks that have TCP alone, as ranks of different ho
 netns: env  ## tests across hosts that are network namespaces, where root may make them; a short form is in unit
 	$(BIN)/python -m pytest -v -m "long or not long" tests/netns
 
-chaos: env  ## every failure in every phase: each must end in time and be named; about 20 minutes
+chaos: env  ## every failure in every phase: each must end in time and be named; about 40 minutes
 	$(BIN)/python -m pytest -v -m "long or not long" tests/chaos
 
 cupy: env  ## ops on CuPy's arrays, on the emulated device that EMUGPU, a folder, brings; not part of test
