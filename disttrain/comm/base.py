@@ -391,12 +391,18 @@ class Communicator(ABC):
         return [json.loads(flat[start:stop].tobytes()) for start, stop in itertools.pairwise(bounds)]
 
     def listen(self) -> bool:
-        """Raise what another rank has found, if one has, else return False; a transport calls this while it waits.
+        """Move on all that is under way, and return False; a transport calls this now and then while it waits.
+
+        A rank that this one waits for may wait itself, for this one's part in what another group sums.
 
         Raises:
             ContractError: ranks have made different collectives.
         """
         return self._contract.listen()
+
+    def _move_all(self) -> None:
+        for pending in tuple(self._everywhere):
+            pending.advance()
 
     def _all_reduced(self, array: Array, op: str, what: str, name: str) -> Array:
         """Combine `array` over the ranks; `what` it is for, in the record of who waits for what."""

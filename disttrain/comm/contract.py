@@ -108,7 +108,7 @@ class Contract:
         self._own[call.sequence] = call  # first: who hears of a difference says what it has called
         if len(self._own) > _KEPT:
             del self._own[next(iter(self._own))]
-        self.listen()
+        self._job._hear()
         if self._early:
             for rank, other in self._early.pop(call.sequence, ()):
                 self._compare(rank, other)
@@ -134,7 +134,7 @@ class Contract:
         return self._comm._group, self._comm.job_ranks[0]
 
     def listen(self) -> bool:
-        """Hear what other ranks have told this one, of any group.
+        """Hear what other ranks have told this one, of any group, and move on what is under way in all groups.
 
         Returns:
             False: it is no reason to stop waiting.
@@ -142,8 +142,12 @@ class Contract:
         Raises:
             ContractError: ranks differ; all of them raise the same words.
         """
-        if self is not self._job:
-            return self._job.listen()
+        self._job._hear()
+        self._comm._job._move_all()
+        return False
+
+    def _hear(self) -> None:
+        """Hear what other ranks have told this one, of any group; of the job's contract."""
         if self._failure is not None:
             raise ContractError(*self._failure.args)
         while (told := self._comm._told()) is not None:
@@ -153,7 +157,6 @@ class Contract:
                 self._settle(tuple(key), {rank}, calls if contract is None else contract._statement(calls))
             elif contract is not None:
                 contract._compare(rank, Call(*calls[0][1]))
-        return False
 
     def has_come(self, rank: int, sequence: int) -> bool:
         """Return whether the message that goes ahead of what `rank` sends in a collective is here; never blocks.

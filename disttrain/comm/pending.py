@@ -19,6 +19,8 @@ from disttrain.errors import CommError, ContractError
 if TYPE_CHECKING:
     from disttrain.comm.contract import Collective
 
+_MOVING_S = 1.0  # then whoever waits does so patiently, and looks after the others less often
+
 HostArray: TypeAlias = np.ndarray[Any, Any]
 
 
@@ -78,7 +80,7 @@ class Pending:
         call: what it is, for the record of who waits for what.
         everywhere: the unfinished collectives of this rank, in all groups that it is in.
         note: added to an error; may be empty.
-        listen: raises what other ranks have found, else returns False.
+        listen: raises what other ranks have found, else moves on what is under way everywhere and returns False.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Pending:
         self._listen = listen
         self._request: Request | None = None
         self._is_done = False
+        self._is_driven = False  # at this moment
         self._failure: BaseException | None = None
         under_way.append(self)
         self._everywhere.append(self)
@@ -108,7 +111,7 @@ class Pending:
         Raises:
             CommError: a message failed, now or in an earlier call.
         """
-        return self._is_done or self._drive(block=False)
+        return self._is_done or (not self._is_driven and self._drive(block=False))
 
     def wait(self) -> None:
         """Block until this collective, and all that were started before it, are done.
@@ -129,13 +132,14 @@ class Pending:
     def _drive(self, *, block: bool) -> bool:
         for failure in filter(None, (pending._failure for pending in self._under_way)):
             raise CommError(f"a collective of this communicator has failed before: {failure}") from failure
+        self._is_driven = True
         try:
             while True:
                 if self._request is None:
                     self._request = next(self._steps)
                 if block:
-                    if len(self._everywhere) > len(self._under_way):
-                        wait_until(lambda: not self._move_others() or self._is_through() or self._listen())
+                    if len(self._everywhere) > len(self._under_way):  # groups: a rank that this one waits for may wait
+                        wait_until(lambda: self._is_through() or self._listen(), _MOVING_S)
                     self._request.wait()
                 elif not self._request.test():
                     return False
@@ -152,13 +156,8 @@ class Pending:
             if self._note and not isinstance(failure, ContractError):
                 failure.add_note(self._note)
             raise
-
-    def _move_others(self) -> bool:
-        """Move on the collectives of other groups, for which ranks may wait that this one waits for; return if any."""
-        others = [pending for pending in self._everywhere if pending._under_way is not self._under_way]
-        for other in others:
-            other.advance()
-        return bool(others)
+        finally:
+            self._is_driven = False
 
     def _is_through(self) -> bool:
         return self._request is not None and self._request.test()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from disttrain import comm as dt_comm
-from disttrain.comm import base, ring, threads
+from disttrain.comm import base, pending, ring, threads
 from disttrain.comm.scratch import Scratch
 from disttrain.errors import CommError, ConfigError, ContractError
 from tests.comm import claims
@@ -92,6 +92,12 @@ def test_groups_on_any_number_of_ranks(world_size, claim):
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_do_not_wait_for_each_other(world_size, seed):
     threads.run(world_size, claims.groups_do_not_wait_for_each_other, seed)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_groups_do_not_wait_for_each_other_when_they_have_waited_long(world_size, monkeypatch):
+    monkeypatch.setattr(pending, "_MOVING_S", 0.0)
+    threads.run(world_size, claims.groups_do_not_wait_for_each_other, 0)
 
 
 def test_an_error_in_a_group_names_ranks_of_the_job():

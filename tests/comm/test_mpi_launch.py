@@ -115,6 +115,20 @@ def test_a_rank_that_leaves_while_another_waits_for_it_is_named(ending, call):
 
 
 @needs_mpiexec
+@pytest.mark.parametrize("dtype", ["float32", "int64"])  # in memory that they share, and by messages
+def test_a_rank_that_leaves_is_named_while_sums_of_another_group_are_under_way(dtype):
+    code = JOIN + (
+        "import numpy, sys; one, other = c.split(0), c.split(0)\n"
+        f"if c.rank == 1: sys.exit()\nsummed = numpy.ones(100, '{dtype}')\n"
+        "pending = one.start_all_reduce(summed); other.all_reduce(summed.copy())"
+    )
+    done = ranks(2, code)
+    assert done.returncode != 0
+    assert "CommError: rank 1 has left the job, its script has ended or called sys.exit(), and rank 0" in done.stderr
+    assert re.search(r"in group \d, of the job's ranks 0, 1", done.stderr)
+
+
+@needs_mpiexec
 def test_ranks_may_leave_when_they_like_and_what_they_sent_still_arrives():
     code = JOIN + (
         "import numpy, time\n"
