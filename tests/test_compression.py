@@ -7,7 +7,7 @@ import disttrain as dt
 from disttrain.autodiff import Tensor, ops
 from disttrain.comm import threads
 from disttrain.data_parallel import GradientSum, compression, flatten
-from disttrain.data_parallel.compression import Part
+from disttrain.data_parallel.compression import Part, top_k
 from disttrain.kernels.library import native
 from tests.comm import claims
 
@@ -118,6 +118,24 @@ def test_top_k_sums_the_largest_and_keeps_the_others(world_size, ratio):
             np.testing.assert_allclose(sums[step], total, rtol=1e-12, atol=1e-12)  # a ring's order, where it is whole
     for (_, memory, _, _), expected in zip(results, memories, strict=True):
         np.testing.assert_array_equal(memory, expected)
+
+
+@pytest.mark.parametrize("kind", ["normal", "sorted", "equal", "zeros", "in a few", "nan"])
+@pytest.mark.parametrize("count", [1, 70, 5000])
+def test_the_largest_are_found_however_they_lie(kind, count):
+    values = np.abs(np.random.default_rng(count).standard_normal(100_000))
+    if kind == "sorted":
+        values.sort()
+    elif kind == "in a few":
+        values[:] = 0
+        values[7 : 7 + 3 * count : 3] = 1  # where a sample may miss them
+    elif kind == "nan":
+        values[1234] = np.nan
+    elif kind != "normal":
+        values[:] = kind == "equal"
+    places = top_k._largest(values, count)
+    assert np.unique(places).size == count
+    np.testing.assert_array_equal(np.sort(values[places]), np.sort(values)[-count:])
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])

@@ -20,7 +20,7 @@ class Average:
         buffers: the same on all ranks.
 
     Attributes:
-        is_due: whether ranks have moved since.
+        is_due: whether ranks have moved since; set by who moves them.
     """
 
     def __init__(self, sums: GradientSum, buffers: Sequence[FlatBuffer]) -> None:
@@ -45,12 +45,6 @@ class Average:
         for buffer, common, flat in zip(self.buffers, self.common, self.sums.flat, strict=True):
             common += flat
             buffer.data[...] = common
-
-    def start_anew(self) -> None:
-        """Note that the weights are the same on all ranks now."""
-        for buffer, common in zip(self.buffers, self.common, strict=True):
-            common[...] = buffer.data
-        self.is_due = False
 
     def mean(self, arrays: Sequence[Array]) -> None:
         """Replace each of `arrays` by its mean over the ranks."""

@@ -33,6 +33,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "nesterov": (_NUMBER, *(_POINTER,) * 3, *(_FLOAT,) * 2),
     "adam": (_NUMBER, *(_POINTER,) * 4, *(_FLOAT,) * 5),
     **{f"{verb}_{name}": (_NUMBER, *(_POINTER,) * 2) for verb in ("encode", "decode", "add") for name in CASTS},
+    "low_rank": (*(_NUMBER,) * 3, *(_POINTER,) * 3),
+    "low_rank_rest": (*(_NUMBER,) * 3, *(_POINTER,) * 4),
     "set_threads": (_NUMBER,),
     "attention": (_POINTER,) * 6,
     "attention_gradients": (_POINTER,) * 9,

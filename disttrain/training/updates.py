@@ -67,6 +67,11 @@ class Update:
             self.gradients.keep()
             self.optimizer.steps += 1
 
+    @property
+    def agrees(self) -> bool:
+        """Whether all ranks have the same weights now: the same answer on all."""
+        return True
+
     def settle(self) -> None:
         """Make weights and slots the same on all ranks; every rank calls this."""
 
@@ -107,7 +112,12 @@ class LocalUpdate(Update):
 
     _sums = False
     _average: Average | None = None  # made at the first step: who only evaluates needs none
-    _has_moved = False
+    _has_moved = False  # since weights and slots were averaged
+
+    @property
+    def agrees(self) -> bool:
+        """Whether weights were averaged after the last step."""
+        return self._average is None or not self._average.is_due
 
     def settle(self) -> None:
         """Average weights, without compression, and slots, if there were steps since."""
@@ -129,7 +139,7 @@ class LocalUpdate(Update):
         for flat in self.gradients.flat:
             flat *= self.gradients.comm.world_size
         super()._take_step()
-        self._has_moved = True
+        self._has_moved = self._average.is_due = True
         if self.optimizer.iterations % self.distribution.local_steps == 0:
             self._average.take()
 

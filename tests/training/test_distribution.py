@@ -189,17 +189,19 @@ def test_local_steps_send_weights_once_in_a_while():
     def work(comm):
         model = model_of("sgd", dt.DataParallel(local_steps=3))
         x, y = worlds.blobs(BATCH)
-        sent, digests = [], []
+        sent, digests, agree = [], [], []
         for _ in range(9):
             before = comm.bytes_sent
             model.train_on_batch(x, y)
             sent.append(comm.bytes_sent - before)
             digests.append(comm.all_gather_json(dt.state_digest(model)))
-        return sent, digests
+            agree.append(model._replicas[comm].update.agrees)
+        return sent, digests, agree
 
-    for sent, digests in threads.run(2, work):
+    for sent, digests, agree in threads.run(2, work):
         assert sent[4] == sent[6] == sent[7] < sent[5] == sent[8]
         assert [len(set(of_all)) for of_all in digests] == [2, 2, 1] * 3
+        assert agree == [False, False, True] * 3
 
 
 @pytest.mark.parametrize("compression", [None, "bfloat16", "int8", "topk", "powersgd"])

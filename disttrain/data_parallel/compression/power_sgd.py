@@ -11,6 +11,7 @@ from disttrain.comm import ring
 from disttrain.comm.pending import Channel, HostArray, Steps
 from disttrain.data_parallel.compression.compression import Carrier, Compression, Part
 from disttrain.errors import ConfigError
+from disttrain.kernels import low_rank
 
 _DEPENDENT = 1e-6  # a column of which less than this is left, when the others are taken from it, has nothing new
 
@@ -88,13 +89,11 @@ class _LowRank:
                 _orthogonalize(p)
                 m = flat[matrix.place].reshape(matrix.rows, -1)
                 np.matmul(m.T, p, out=q)
-                error = memory[matrix.place].reshape(m.shape)
-                _product(p, q, out=error)
-                np.subtract(m, error, out=error)
+                _rest(m, p, np.ascontiguousarray(q.T), out=memory[matrix.place].reshape(m.shape))
         yield from ring.all_reduce(sums, np.add, channel)
         with np.errstate(over="ignore", invalid="ignore"):
             for matrix, p, q in zip(matrices, columns, _split(sums, widths, self._rank)[0], strict=True):
-                _product(p, q, out=flat[matrix.place].reshape(matrix.rows, -1))
+                _product(p, np.ascontiguousarray(q.T), out=flat[matrix.place].reshape(matrix.rows, -1))
                 largest = np.abs(q).max(axis=0)
                 # a column of zeros would stay so for ever; a length would overflow or vanish when it is squared
                 np.divide(q, largest, out=matrix.guess, where=largest > 0)
@@ -170,7 +169,17 @@ def _orthogonalize(p: HostArray) -> None:
 
 
 def _product(p: HostArray, q: HostArray, out: HostArray) -> None:
-    """Write ``p q'`` to `out`: term by term, so that all ranks round alike."""
-    np.multiply(p[:, 0, None], q[:, 0], out=out)
-    for i in range(1, p.shape[1]):
-        out += p[:, i, None] * q[:, i]
+    """Write ``p q`` to `out`: term by term, so that all ranks round alike."""
+    if low_rank.product(p, q, out):
+        return
+    np.multiply(p[:, 0, None], q[0], out=out)
+    for i in range(1, len(q)):
+        out += p[:, i, None] * q[i]
+
+
+def _rest(m: HostArray, p: HostArray, q: HostArray, out: HostArray) -> None:
+    """Write ``m - p q`` to `out`."""
+    if low_rank.rest(m, p, q, out):
+        return
+    _product(p, q, out)
+    np.subtract(m, out, out=out)

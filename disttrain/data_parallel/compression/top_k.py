@@ -12,6 +12,9 @@ from disttrain.comm.pending import Channel, HostArray, Steps
 from disttrain.data_parallel.compression.compression import Carrier, Compression, Part
 from disttrain.errors import ConfigError
 
+_SAMPLE = 1 << 14  # values
+_FEWEST = 1 << 16  # values: of fewer no sample is taken
+
 
 @dataclass(frozen=True)
 class TopK(Compression):
@@ -40,10 +43,10 @@ class TopK(Compression):
     def carrier(self, parts: Sequence[Part], size: int, dtype: Any) -> Carrier:
         """Return a wire with memory."""
         memory = np.zeros(size, dtype)
-        return Carrier(wire=_Largest(self.ratio, memory), memory=memory)
+        return Carrier(wire=_Sparse(self.ratio, memory), memory=memory)
 
 
-class _Largest:
+class _Sparse:
     def __init__(self, ratio: float, memory: HostArray) -> None:
         self._ratio = ratio
         self._memory = memory
@@ -62,7 +65,7 @@ class _Largest:
             yield from ring.all_reduce(flat, np.add, channel)
             return
         memory += flat
-        largest = np.argpartition(np.abs(memory), flat.size - count)[flat.size - count :]
+        largest = _largest(np.abs(memory), count)
         raw = channel.scratch.take(ranks * count * row.itemsize, np.dtype(np.uint8))
         sent = raw.view(row).reshape(ranks, count)
         sent[channel.rank]["index"] = largest
@@ -74,3 +77,20 @@ class _Largest:
         for of_rank in sent:
             flat[of_rank["index"]] += of_rank["value"]  # no rank names a place twice
         channel.scratch.give(raw)
+
+
+def _largest(values: HostArray, count: int) -> HostArray:
+    """Return the places of the `count` largest of `values`, none negative; NaN is larger than all.
+
+    A sample says where about they begin, so that few are left to be put in order: 8 ms instead of 83 for 4 million.
+    """
+    places = None
+    if values.size >= _FEWEST:
+        sample = values[:: values.size // _SAMPLE]
+        at_least = min(sample.size, 2 * count * sample.size // values.size + 32)  # twice as many, and a margin
+        bound = np.partition(sample, sample.size - at_least)[sample.size - at_least]
+        places = np.flatnonzero(~(values < bound))  # so is NaN
+    if places is None or places.size < count:
+        places = np.arange(values.size)
+    chosen = np.argpartition(values[places], places.size - count)[places.size - count :]
+    return places[chosen]
