@@ -8,6 +8,10 @@ all of them. On hosts that are namespaces of one machine, with links of 1 Gbit/s
 By itself it prints what the casts of 16 MiB cost.
 """
 
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # namespaces of one machine share its cores
+
 import statistics
 import sys
 import time

@@ -174,10 +174,7 @@ class Replica:
         return digest({w.name: w.data for w in self.model.weights})
 
     def tensors(self) -> dict[str, dict[str, Any]]:
-        """Return all arrays that make up the replica's state, by group and name; every rank calls this.
-
-        Where ranks share the optimizer's state, or gradients that they have kept, only rank 0 gets that of all.
-        """
+        """Return all arrays that make up the replica's state, by group and name: equal on all ranks, which call it."""
         kept, guesses = self.gradients.state()
         groups = {"model": self._weights(), "optimizer": self.update.slots(), "kept": kept, "guesses": guesses}
         return {group: arrays for group, arrays in groups.items() if arrays or group in ("model", "optimizer")}

@@ -148,9 +148,8 @@ class ShardedUpdate(Update):
     """Every rank gets the sums of its part of the gradients, updates that part, and sends it to all."""
 
     def slots(self) -> dict[str, Any]:
-        """Return the slots, gathered; empty on ranks other than 0, which do not write them."""
-        whole = self._whole(self._slices.gather)
-        return self._named(whole) if self.gradients.comm.rank == 0 else {}
+        """Return the slots, gathered: for the moment of a save each rank holds all of them."""
+        return self._named(self._whole(self._slices.gather))
 
     def restore(self, fill: Callable[[dict[str, Any]], None]) -> None:
         """Go on with this rank's part of other slots."""

@@ -128,6 +128,32 @@ def all_reduce_gives_the_same_bits(comm):
         holds(comm, all(copy.tobytes() == copies[0].tobytes() for copy in copies))
 
 
+def encoded_sums_are_near_and_alike(comm, name):
+    """What travels is rounded, by at most `p` casts of bfloat16 or int8, and once more; the bits are the same on all."""
+    size = 70_007
+    array = comm.allocate(size)
+    array[:] = values((size,), "float32", comm.rank)
+    comm.start_all_reduce(array, wire=name).wait()
+    copies = comm.all_gather(array)
+    # values are at most 6; a cast is within 2**-8 of a value, or half of 1 / 127 of the largest
+    bound = (6 * comm.world_size) * 2.0**-7
+    holds(
+        comm,
+        all(copy.tobytes() == copies[0].tobytes() for copy in copies),
+        np.abs(array - expected(comm, (size,), "float32")).max() <= bound,
+    )
+
+
+def halves_of_an_all_reduce(comm, size):
+    """reduce_scatter and all_gather in place give what an all_reduce does."""
+    flat = values((size,), "float32", comm.rank)
+    comm.start_reduce_scatter(flat).wait()
+    first, last = size * comm.rank // comm.world_size, size * (comm.rank + 1) // comm.world_size
+    flat[:first] = flat[last:] = 77
+    comm.start_all_gather(flat).wait()
+    holds(comm, np.array_equal(flat, expected(comm, (size,), "float32")))
+
+
 def reduce_scatter_gives_each_its_rows(comm, shape, op):
     array = values(shape, "float32", comm.rank)
     mine = comm.reduce_scatter(array, op)

@@ -58,6 +58,12 @@ def test_all_reduce_counts_its_bytes_and_messages(world_size, size):
 
 
 @each_world_size
+@pytest.mark.parametrize("size", claims.SIZES)
+def test_halves_of_an_all_reduce(world_size, size):
+    threads.run(world_size, claims.halves_of_an_all_reduce, size)
+
+
+@each_world_size
 @pytest.mark.parametrize("shape", [(0,), (3,), (8, 3), (13, 2, 2), (5, 0), (70_001, 5)])
 def test_reduce_scatter_gives_each_its_rows(world_size, shape):
     threads.run(world_size, claims.reduce_scatter_gives_each_its_rows, shape, "sum")

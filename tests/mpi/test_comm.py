@@ -57,6 +57,16 @@ def test_reduce_scatter_gives_each_its_rows(comm, shape, op):
     claims.reduce_scatter_gives_each_its_rows(comm, shape, op)
 
 
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "int8"])
+def test_encoded_sums_are_near_and_alike(comm, name):
+    claims.encoded_sums_are_near_and_alike(comm, name)
+
+
+@pytest.mark.parametrize("size", claims.SIZES)
+def test_halves_of_an_all_reduce(comm, size):
+    claims.halves_of_an_all_reduce(comm, size)
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5)])
 def test_all_gather_stacks(comm, shape):
     claims.all_gather_stacks(comm, shape)

@@ -68,6 +68,43 @@ def test_all_ranks_together_train_the_model_of_one_worker(comm, optimizer, batch
     )
 
 
+@pytest.mark.parametrize(
+    ("steps", "options"),
+    [
+        (None, {"compression": "bfloat16"}),
+        (None, {"compression": "int8", "local_steps": 2}),
+        (None, {"compression": "powersgd"}),
+        (3, {"compression": "topk"}),
+        (3, {"shard_optimizer": True}),
+    ],
+)
+def test_however_ranks_agree_they_end_with_one_model(comm, shared, steps, options):
+    distribution = dt.DataParallel(bucket_bytes=1000, **options)
+    x, y = worlds.digits(47)
+
+    def again():
+        model = worlds.conv_net(dt.optimizers.Adam(gradient_accumulation_steps=steps))
+        model.compile(model.optimizer, "sparse_categorical_crossentropy", distribution=distribution)
+        return model
+
+    model = again()
+    losses = model.fit(x, y, 13, 3, verbose=0).history["loss"]
+    model.save(shared)
+    loaded = again()
+    loaded.load(shared)
+    digests = [dt.state_digest(model), dt.state_digest(loaded)]
+    for each in (model, loaded):
+        each.fit(x, y, 13, 1, verbose=0)
+        digests.append(dt.state_digest(each))
+    claims.holds(
+        comm,
+        len({str(found) for found in comm.all_gather_json(digests)}) == 1,
+        digests[0] == digests[1],
+        digests[2] == digests[3],
+        losses[-1] < losses[0],
+    )
+
+
 def test_the_weights_of_rank_0_are_everybody_s(comm):
     model = worlds.dense_net()
     of_rank_0 = worlds.weights(model)

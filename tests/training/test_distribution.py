@@ -9,6 +9,7 @@ import pytest
 import disttrain as dt
 from disttrain.comm import threads
 from disttrain.errors import CheckpointError, CommError, ConfigError
+from tests.comm import claims
 from tests.training import worlds
 
 pytestmark = pytest.mark.timeout(120)
@@ -243,12 +244,19 @@ def test_loss_and_metrics_of_local_steps_are_global():
 @each_optimizer
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("bucket_bytes", [1, 1 << 22])
-def test_a_sharded_optimizer_gives_the_bits_of_a_whole_one(name, world_size, bucket_bytes):
-    sharded = dt.DataParallel(shard_optimizer=True, bucket_bytes=bucket_bytes)
-    ours = on(world_size, optimizer(name), sharded)
-    theirs = on(world_size, optimizer(name), dt.DataParallel(bucket_bytes=bucket_bytes))
-    assert ours[0] == theirs[0]
-    worlds.assert_equal(ours[1], theirs[1])
+@pytest.mark.parametrize("costs", [claims.LONG, claims.SHORT], ids=["ring", "doubling"])
+def test_a_sharded_optimizer_gives_the_bits_of_a_whole_one(name, world_size, bucket_bytes, costs):
+    def work(comm):
+        results = []
+        with claims.messages_cost(comm, costs):
+            for sharded in (True, False):
+                distribution = dt.DataParallel(shard_optimizer=sharded, bucket_bytes=bucket_bytes)
+                results.append(fit(optimizer(name), distribution)[:2])
+        return results
+
+    for ours, theirs in threads.run(world_size, work):
+        assert ours[0] == theirs[0]
+        worlds.assert_equal(ours[1], theirs[1])
 
 
 def test_each_rank_holds_its_part_of_the_slots():
@@ -272,7 +280,8 @@ def test_what_a_sharded_optimizer_sends_is_no_more_than_sums_would_be():
             x, y = worlds.blobs(BATCH)
             for _ in range(2):
                 before = comm.bytes_sent
-                model.train_on_batch(x, y)
+                with claims.messages_cost(comm, claims.LONG):
+                    model.train_on_batch(x, y)
             sent.append(comm.bytes_sent - before)
         return comm.all_gather_json(sent)
 
