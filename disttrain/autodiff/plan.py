@@ -60,6 +60,7 @@ class Plan:
         trace: of the step.
         home: gives the array that the gradient of a parameter belongs in.
         final: called with a parameter when its gradient is there.
+        meanwhile: called again and again from then on: between the calls of the step.
 
     Attributes:
         blocks: how the arena is used.
@@ -67,7 +68,14 @@ class Plan:
         computed_bytes: what that would take if no two arrays shared a place.
     """
 
-    def __init__(self, trace: Trace, *, home: Callable[[Any], Array], final: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        *,
+        home: Callable[[Any], Array],
+        final: Callable[[Any], None],
+        meanwhile: Callable[[], None] | None = None,
+    ) -> None:
         self._trace = trace
         self._base = _bases(trace)
         self._homes = self._find_homes(home)
@@ -77,6 +85,10 @@ class Plan:
         self.computed_bytes = sum(trace.seen[root].nbytes for root in blocks)
         self._arrays = self._materialize(blocks)
         prepared = [list(self._prepare(call, home, final)) for call in trace.calls]
+        if meanwhile is not None:
+            first = next((i for i, call in enumerate(trace.calls) if call.op is None), len(prepared))
+            for steps in prepared[first + 1 :]:
+                steps.append((meanwhile, ()))
         self._steps = [step for steps in prepared for step in steps]
         self._counts = [len(steps) for steps in prepared]
 

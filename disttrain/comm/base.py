@@ -167,6 +167,11 @@ class Communicator(ABC):
             self._costs = self._measured() if len(set(self._hosts)) > 1 else costs.WITHIN_HOST
         return self._costs
 
+    def all_reduce_s(self, nbytes: int) -> float:
+        """Return the seconds that an all-reduce of so many bytes takes between nodes, by `costs`."""
+        known, nodes = self.costs(), len(self._nodes)
+        return min(known.of_ring(nbytes, nodes), known.of_doubling(nbytes, nodes))
+
     def _measured(self) -> Costs:
         found = costs.cached(env.costs_dir(), self.transport, self._hosts) if self.rank == 0 else None
         found_there = self.broadcast_json(found and asdict(found))
@@ -536,9 +541,14 @@ class Communicator(ABC):
         return [ranks[0] for ranks in self._nodes]
 
     @property
+    def shares_memory(self) -> bool:
+        """Whether all ranks share memory, so that sums of what `allocate` returns need no messages."""
+        return len(self._nodes) == 1
+
+    @property
     def _is_one_node(self) -> bool:
-        """Whether all ranks share memory."""
-        return len(self._nodes) == 1 < self.world_size
+        """Whether there are others, and all share memory."""
+        return self.shares_memory and self.world_size > 1
 
     def _counted_isend(self, array: HostArray, dest: int, tag: int) -> Request:
         self.bytes_sent += array.nbytes

@@ -5,7 +5,6 @@ from typing import Any
 
 from disttrain.data_parallel import compression as compressions
 from disttrain.data_parallel.compression import Compression
-from disttrain.data_parallel.gradients import BUCKET_BYTES
 from disttrain.errors import ConfigError
 
 
@@ -21,7 +20,8 @@ class DataParallel:
         shard_optimizer: whether each rank keeps the optimizer's state of its part of the weights only, and updates
             that part. Source: Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter
             models", 2020, stage 1.
-        bucket_bytes: least size of the gradients that are summed in one call while backward goes on.
+        bucket_bytes: least size of the gradients that are summed in one call while backward goes on. None: 4 MiB, or,
+            where sums travel between hosts, what a step's timeline and the costs of messages suggest.
 
     Raises:
         ConfigError: an unknown compression, a number that is none, or what excludes each other.
@@ -30,13 +30,15 @@ class DataParallel:
     compression: str | Compression | None = None
     local_steps: int = 1
     shard_optimizer: bool = False
-    bucket_bytes: int = BUCKET_BYTES
+    bucket_bytes: int | None = None
 
     def __post_init__(self) -> None:
         """Check."""
         compressions.get(self.compression)
         for name in ("local_steps", "bucket_bytes"):
             number = getattr(self, name)
+            if name == "bucket_bytes" and number is None:
+                continue
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ConfigError(f"DataParallel: {name} must be an integer of at least 1, not {number!r}")
         if not isinstance(self.shard_optimizer, bool):

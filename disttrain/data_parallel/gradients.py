@@ -5,8 +5,8 @@ them. When the last of them is final its all-reduce starts, in bucket order on e
 does.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,35 +17,14 @@ from disttrain.autodiff.op import tracing
 from disttrain.backend import Array, get_array_module
 from disttrain.comm import Communicator
 from disttrain.comm.base import Pending
+from disttrain.data_parallel.buckets import BUCKET_BYTES, Bucket, by_size, by_timeline, cut, sizes
 from disttrain.data_parallel.compression import Carrier, Compression, Part
 from disttrain.data_parallel.flat import FlatBuffer
 from disttrain.observe import log
 from disttrain.progress import Phase
 
-BUCKET_BYTES = 1 << 22
-
-
-@dataclass(kw_only=True)
-class Bucket:
-    """A slice of a flat gradient buffer whose all-reduce is one call.
-
-    Attributes:
-        gradient: the slice.
-        parameters: those whose gradients lie in it.
-        buffer: number of the flat buffer that it is a slice of.
-        place: where in that.
-        carrier: what its sums travel by, where that is not as they are.
-        waiting: those parameters whose gradients are not final yet in this backward.
-        pending: its all-reduce, once started.
-    """
-
-    gradient: Array
-    parameters: list[Tensor]
-    buffer: int
-    place: slice
-    carrier: Carrier | None = None
-    waiting: set[Tensor] = field(default_factory=set)
-    pending: Pending | None = None
+# The step whose timeline decides about buckets: in the first one memory is touched for the first time.
+_TIMED = 2
 
 
 class GradientSum:
@@ -54,7 +33,8 @@ class GradientSum:
     Args:
         comm: the ranks.
         buffers: where the parameters lie.
-        bucket_bytes: size of a bucket, at least one parameter.
+        bucket_bytes: least size of a bucket, but the last. None: by the timeline of a step and the costs of messages,
+            where sums travel; it needs a compression that keeps nothing for the next sum.
         compression: of the sums of floats on their way; None: none.
         steps: how many steps' gradients make up one sum: their mean.
         scatters: whether each rank needs only its slice of the sums, that of its number in each bucket.
@@ -72,7 +52,7 @@ class GradientSum:
         comm: Communicator,
         buffers: Sequence[FlatBuffer],
         *,
-        bucket_bytes: int = BUCKET_BYTES,
+        bucket_bytes: int | None = None,
         compression: Compression | None = None,
         steps: int = 1,
         scatters: bool = False,
@@ -80,20 +60,25 @@ class GradientSum:
         self.comm = comm
         self.flat = [_zeros_like(buffer.data, comm) for buffer in buffers]
         self.is_summing = True
-        laid_out = list(zip(buffers, self.flat, strict=True))
-        self.buckets = [b for i, (buffer, flat) in enumerate(laid_out) for b in cut(i, buffer, flat, bucket_bytes)]
-        if compression is not None:
-            for bucket in self.buckets:
-                bucket.carrier = _carrier(bucket, buffers[bucket.buffer], compression)
         self._buffers = buffers
         self._steps = steps
         self._scatters = scatters
         self._kept: list[Array] = []
         self._is_keeping = False
         self._owes = False  # whether compression may have left something behind: the same on all ranks
-        self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
+        self._compression = compression
+        self._cut([by_size(sizes(buffer), bucket_bytes or BUCKET_BYTES) for buffer in buffers])
+        keeps = any(carrier.memory is not None or carrier.guesses for carrier in self._carriers())
+        self._adapts = bucket_bytes is None and not (keeps or scatters or comm.shares_memory)
+        self._number = 0  # of the backward under way, of those that end with sums
+        self._final_s: dict[Tensor, float] = {}
         self._view_of = views(buffers, self.flat)
         self._warned = False
+
+    @property
+    def meanwhile(self) -> Callable[[], None] | None:
+        """What is to be called again and again while backward computes; None where sums do not wait for that."""
+        return None if self.comm.shares_memory else self._advance
 
     def backward(self, loss: Tensor) -> None:
         """Leave in every parameter's `grad` the gradient of the sum of all ranks' losses.
@@ -117,6 +102,11 @@ class GradientSum:
 
     def begin(self) -> None:
         """Expect a gradient of every parameter."""
+        if self._adapts and self.is_summing:
+            if self._number == _TIMED:
+                self._cut_by_timeline()
+                self._adapts = False
+            self._number += 1
         for bucket in self.buckets:
             bucket.waiting = set(bucket.parameters)
             bucket.pending = None
@@ -144,6 +134,8 @@ class GradientSum:
         bucket = self._bucket_of[parameter]
         parameter.grad = self._view_of[parameter]
         bucket.waiting.discard(parameter)
+        if self._adapts:
+            self._final_s[parameter] = time.perf_counter()
         # bucket order, not completion order: a different order per rank would mix up the all-reduces
         if not self.is_summing:
             return
@@ -243,6 +235,24 @@ class GradientSum:
                 carrier.memory[...] = 0
         self._owes = False
 
+    def _cut(self, lengths: Sequence[Sequence[int]]) -> None:
+        """Cut each flat gradient into buckets of so many parameters."""
+        parts = enumerate(zip(self._buffers, self.flat, lengths, strict=True))
+        self.buckets = [b for number, part in parts for b in cut(number, *part)]
+        if self._compression is not None:
+            for bucket in self.buckets:
+                bucket.carrier = _carrier(bucket, self._buffers[bucket.buffer], self._compression)
+        self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
+
+    def _cut_by_timeline(self) -> None:
+        """Cut into those buckets with which the sums of the step before would have ended first, on rank 0."""
+        begin_s = min(self._final_s.values())
+        own = [[self._final_s[p] - begin_s for p, _ in buffer.places[::-1]] for buffer in self._buffers]
+        parts = zip(self._buffers, self.comm.broadcast_json(own), strict=True)
+        lengths = [by_timeline(sizes(buffer), final_s, self.comm.all_reduce_s) for buffer, final_s in parts]
+        self._cut(lengths)
+        log.debug("buckets of %s parameters, by the timeline of a step", lengths)
+
     def _divide(self, total: Array) -> None:
         """Leave of what all ranks have kept this one's share."""
         if not self.keeps_sums:
@@ -293,19 +303,6 @@ def views(buffers: Sequence[FlatBuffer], flats: Sequence[Array]) -> dict[Tensor,
     """Return, for each parameter, its part of `flats`, arrays laid out as `buffers`."""
     laid_out = zip(buffers, flats, strict=True)
     return {p: flat[place].reshape(p.shape) for buffer, flat in laid_out for p, place in buffer.places}
-
-
-def cut(number: int, buffer: FlatBuffer, flat: Array, bucket_bytes: int) -> list[Bucket]:
-    """Cut the gradients `flat` into buckets, last parameters first: backward finishes them first."""
-    buckets: list[Bucket] = []
-    end, held = flat.size, []
-    for parameter, place in reversed(buffer.places):
-        held.append(parameter)
-        if (end - place.start) * flat.itemsize >= bucket_bytes or place.start == 0:
-            whole = slice(place.start, end)
-            buckets.append(Bucket(gradient=flat[whole], parameters=held, buffer=number, place=whole))
-            end, held = place.start, []
-    return buckets
 
 
 def _carrier(bucket: Bucket, buffer: FlatBuffer, compression: Compression) -> Carrier | None:

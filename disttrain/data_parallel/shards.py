@@ -14,8 +14,9 @@ from disttrain.backend import Array, get_array_module
 from disttrain.comm import Communicator
 from disttrain.comm.base import Pending
 from disttrain.comm.canonical import Layout, completed
+from disttrain.data_parallel.buckets import BUCKET_BYTES, by_size, cut, sizes
 from disttrain.data_parallel.flat import FlatBuffer
-from disttrain.data_parallel.gradients import BUCKET_BYTES, GradientSum, cut, views
+from disttrain.data_parallel.gradients import GradientSum, views
 
 
 class ShardSum(GradientSum):
@@ -26,7 +27,7 @@ class ShardSum(GradientSum):
         buffers: where the parameters lie.
         run: the shards of this rank.
         current: returns which of them is computed, counted from 0.
-        bucket_bytes: size of a bucket, at least one parameter.
+        bucket_bytes: least size of a bucket, but the last; None: 4 MiB.
         steps: as of `GradientSum`; what is kept in between are sums, whose bits do not depend on the ranks.
 
     Attributes:
@@ -43,10 +44,11 @@ class ShardSum(GradientSum):
         run: range,
         current: Callable[[], int],
         *,
-        bucket_bytes: int = BUCKET_BYTES,
+        bucket_bytes: int | None = None,
         steps: int = 1,
     ) -> None:
-        super().__init__(comm, buffers, bucket_bytes=bucket_bytes, steps=steps)
+        least = bucket_bytes or BUCKET_BYTES
+        super().__init__(comm, buffers, bucket_bytes=least, steps=steps)
         self._current = current
         self._joins = [completed(shard, run.start) for shard in run] or [0]
         # where each shard's gradients go: to the first buffer that no open sum is in
@@ -55,7 +57,11 @@ class ShardSum(GradientSum):
         stack = [self.flat, *others]
         self._views = [views(buffers, flats) for flats in stack]
         self._slices = [
-            [b.gradient for i, flat in enumerate(flats) for b in cut(i, buffers[i], flat, bucket_bytes)]
+            [
+                b.gradient
+                for i, flat in enumerate(flats)
+                for b in cut(i, buffers[i], flat, by_size(sizes(buffers[i]), least))
+            ]
             for flats in stack
         ]
 

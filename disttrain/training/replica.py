@@ -81,8 +81,17 @@ class Replica:
         self.shards = shards
         self._sharded = None
         if shards is not None:
-            buckets = {"bucket_bytes": distribution.bucket_bytes, "steps": steps}
-            self._sharded = Sharded(model, comm, buffers, loss, static, shards, self._measure, **buckets)
+            self._sharded = Sharded(
+                model,
+                comm,
+                buffers,
+                loss,
+                static,
+                shards,
+                self._measure,
+                bucket_bytes=distribution.bucket_bytes,
+                steps=steps,
+            )
         self.gradients = (
             self._sharded.gradients
             if self._sharded

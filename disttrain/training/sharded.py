@@ -51,7 +51,7 @@ class Sharded:
         shards: int,
         measure: Measure,
         *,
-        bucket_bytes: int,
+        bucket_bytes: int | None,
         steps: int,
     ) -> None:
         self.comm = comm

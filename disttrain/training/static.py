@@ -28,6 +28,7 @@ class Replay:
         static: ``"auto"``: as a plan where that is possible; True: it must be; False: never.
         home: gives the place of a parameter's gradient, if there are any.
         final: called when it is there.
+        meanwhile: as of `Plan`.
 
     Attributes:
         plans: by key.
@@ -41,6 +42,7 @@ class Replay:
         *,
         home: Callable[[Any], Array] = lambda parameter: None,
         final: Callable[[Any], None] = lambda parameter: None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
         self.what = what
         self.model = model
@@ -48,6 +50,7 @@ class Replay:
         self.plans: dict[Any, Plan] = {}
         self._home = home
         self._final = final
+        self._meanwhile = meanwhile
         self._traces: dict[Any, Trace] = {}
         self._to_check: set[Any] = set()
         self._differences = 0
@@ -83,7 +86,7 @@ class Replay:
         reason = earlier.difference(trace)
         if not reason:
             if key not in self.plans:
-                self.plans[key] = Plan(trace, home=self._home, final=self._final)
+                self.plans[key] = Plan(trace, home=self._home, final=self._final, meanwhile=self._meanwhile)
             return
         self.plans.pop(key, None)
         self._differences += 1
@@ -108,7 +111,14 @@ class StaticStep:
         self.model = model
         self.loss = loss
         self.gradients = gradients
-        self.training = Replay("the step", model, static, home=gradients.home, final=gradients.final)
+        self.training = Replay(
+            "the step",
+            model,
+            static,
+            home=gradients.home,
+            final=gradients.final,
+            meanwhile=gradients.meanwhile,
+        )
         self.evaluation = Replay("the evaluation", model, static)
 
     def train(self, batch: Batch) -> Sequence[Array]:

@@ -129,7 +129,7 @@ def all_reduce_gives_the_same_bits(comm):
 
 
 def encoded_sums_are_near_and_alike(comm, name):
-    """What travels is rounded, by at most `p` casts of bfloat16 or int8, and once more; the bits are the same on all."""
+    """What travels is rounded, by at most `p` casts of bfloat16 or int8, and once more; the same bits on all."""
     size = 70_007
     array = comm.allocate(size)
     array[:] = values((size,), "float32", comm.rank)
