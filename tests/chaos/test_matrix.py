@@ -83,8 +83,9 @@ class Cell:
             return (
                 rf"{who} is stuck, on host .*, pid \d+, .*: {words}, at \S*training.py:\d+\n.*training.py\", line \d+"
             )
-        # of a collective too many or too few: whoever meets it first says what does not fit
-        return r"rank \d.* has (\d+|more) bytes, expected \d+|waits in another call than the others|has left the job"
+        # of a collective too many or too few: both calls, or, where the script ends before another one, who has left
+        calls = r"rank 0: call \d+, .*, at \S+:\d+; rank 1: call \d+, .*, at \S+:\d+"
+        return rf"ranks make different calls, the [a-z ]+ differs: {calls}|rank \d has left the job"
 
 
 def is_failure(cell):
