@@ -314,7 +314,7 @@ class _Directory(Storage):
         return claim
 
     def free_bytes(self) -> int | None:
-        found = os.statvfs(self.root)
+        found = os.statvfs(next(each for each in (self.root, *self.root.parents) if each.exists()))
         return found.f_bavail * found.f_frsize
 
 

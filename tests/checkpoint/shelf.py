@@ -6,6 +6,10 @@ import json
 import numpy as np
 
 from disttrain import checkpoint
+from disttrain.checkpoint import Keep
+from disttrain.checkpoint.pieces import share
+from disttrain.checkpoint.storage import storage
+from disttrain.checkpoint.writing import write
 
 TENSORS = {
     "model": {"dense/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "dense/bias": np.zeros(3, np.float16)},
@@ -16,8 +20,28 @@ VALUES = {"epoch": 3, "history": {"loss": [0.5, 1e-07]}, "name": "Zoë"}
 
 def save(path, number=0, **kwargs):
     """Save `TENSORS`, marked with a number, and return the checkpoint's directory."""
-    tensors = {**TENSORS, "model": {**TENSORS["model"], "number": np.array(number)}}
-    return checkpoint.save(path, tensors, {**VALUES, "number": number}, **kwargs)
+    return checkpoint.save(path, numbered(number), {**VALUES, "number": number}, **kwargs)
+
+
+def numbered(number):
+    """Return `TENSORS` and the number."""
+    return {**TENSORS, "model": {**TENSORS["model"], "number": np.array(number)}}
+
+
+def save_by_two(path, number=0, **kwargs):
+    """Save the same as two ranks do, one after the other in this thread: the second writes when the draft is there."""
+    shared = [share(numbered(number), rank, 2) for rank in range(2)]
+    place = storage(path)
+    make_draft = place.make_draft
+
+    def made(token, name):
+        folder = make_draft(token, name)
+        write(storage(path), shared[1], keep=Keep(), token=token, rank=1, writers=2)
+        return folder
+
+    place.make_draft = made
+    keep = Keep(last=kwargs.get("keep", 2))
+    return write(place, shared[0], {**VALUES, "number": number}, keep=keep, writers=2)
 
 
 def number_in(path):
