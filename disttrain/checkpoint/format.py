@@ -165,6 +165,8 @@ def decode_manifest(read: Read) -> Manifest:
             for name, d in dict(body["files"]).items()
         ]
         about = dict(body.get("about", {}))
+        if not all(isinstance(each, dict) for file in files for each in file.tensors.values()):
+            raise TypeError("a tensor is described by a dict")
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointDamagedError(f"{MANIFEST}: not a manifest: {error!r}") from error
     for file in files:

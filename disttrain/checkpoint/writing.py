@@ -110,7 +110,8 @@ def metric_of(place: Storage, name: str) -> Metric | None:
     """Return the metric of the checkpoint `name`, None where it has none, or none that can be read."""
     try:
         manifest = decode_manifest(lambda file, limit: place.read(f"{name}/{file}", limit))
-        return Metric(**manifest.about["metric"])
+        metric = Metric(**manifest.about["metric"])
+        return metric if isinstance(metric.value, float) else None
     except (CheckpointError, KeyError, TypeError):
         return None
 

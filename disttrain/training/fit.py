@@ -20,7 +20,7 @@ from disttrain.training.agreement import together
 from disttrain.training.callbacks import BackupAndRestore, Callback, ModelCheckpoint
 from disttrain.training.circumstances import circumstances, differences, one_blas_thread
 from disttrain.training.replica import Replica
-from disttrain.training.saving import Saver, read
+from disttrain.training.saving import Saver, read, understood
 from disttrain.training.sharded import Sums
 
 if TYPE_CHECKING:
@@ -165,11 +165,8 @@ class Fit:
         """
         saved = read(self.replica.comm, path, may_be_missing=True)
         if saved is not None:
-            together(self.replica.comm, lambda: self._take_over(saved))
+            together(self.replica.comm, lambda: understood(saved, lambda: self._take_over(saved)))
             log.info("resumed from %s: epoch %d, step %d", saved.place, self.epoch, self.step)
-            changed = differences(saved.values["versions"], circumstances())
-            if changed and self.replica.comm.rank == 0:
-                log.warning("%s: %s: the run goes on, but not to the same bits", saved.place, changed)
 
     def _take_over(self, saved: Checkpoint) -> None:
         training = saved.values.get("training")
@@ -181,6 +178,7 @@ class Fit:
                     f"{saved.place} was trained with {name} {training[name]}, this run has {value}; "
                     "use the same to go on, or another directory to begin anew"
                 )
+        self._compare_circumstances(saved)
         self.replica.restore(saved.tensors, training)
         self.epoch, self.step = training["epoch"], training["step"]
         self.sums = None if training["sums"] is None else np.array(training["sums"])
@@ -191,6 +189,11 @@ class Fit:
             arrays = saved.tensors.get("callbacks", {})
             own = {k.removeprefix(f"{i}/"): a for k, a in arrays.items() if k.startswith(f"{i}/")}
             callback.restore({**state, **own})
+
+    def _compare_circumstances(self, saved: Checkpoint) -> None:
+        changed = differences(saved.values["versions"], circumstances())
+        if changed and self.replica.comm.rank == 0:
+            log.warning("%s: %s: the run goes on, but not to the same bits", saved.place, changed)
 
     def _rate(self) -> float | None:
         """Return the learning rate, None where it is a schedule: that follows from the step."""

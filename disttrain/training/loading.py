@@ -10,7 +10,7 @@ from disttrain.data_parallel import DataParallel
 from disttrain.data_parallel import compression as compressions
 from disttrain.errors import CheckpointError
 from disttrain.training.model import Model
-from disttrain.training.saving import read
+from disttrain.training.saving import read, understood
 from disttrain.training.sequential import Sequential
 
 
@@ -26,7 +26,11 @@ def load_model(path: str | os.PathLike[str], custom_objects: Mapping[str, Any] |
     """
     saved = read(comm.current(), path)
     assert saved is not None
-    known = {**_classes(layers), **_classes(optimizers), **dict(custom_objects or {}), "Sequential": Sequential}
+    return understood(saved, lambda: _made(saved, dict(custom_objects or {})))
+
+
+def _made(saved: Checkpoint, custom_objects: dict[str, Any]) -> Model:
+    known = {**_classes(layers), **_classes(optimizers), **custom_objects, "Sequential": Sequential}
     described = saved.values.get("model") if isinstance(saved.values, dict) else None
     if not isinstance(described, dict):
         raise CheckpointError(f"{saved.place} does not hold a model that Model.save wrote")
@@ -43,8 +47,8 @@ def load_model(path: str | os.PathLike[str], custom_objects: Mapping[str, Any] |
     if compiled and not any("not_saved" in part for part in parts):
         model.compile(
             _make(compiled["optimizer"], known, saved),
-            _make(compiled["loss"], {**_classes(losses), **dict(custom_objects or {})}, saved),
-            [_make(m, {**_classes(metrics), **dict(custom_objects or {})}, saved) for m in compiled["metrics"]],
+            _make(compiled["loss"], {**_classes(losses), **custom_objects}, saved),
+            [_make(m, {**_classes(metrics), **custom_objects}, saved) for m in compiled["metrics"]],
             distribution=_distribution(compiled.get("distribution"), saved),
         )
     model.load(saved.place)

@@ -4,7 +4,8 @@ import os
 import secrets
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,10 +17,12 @@ from disttrain.checkpoint.storage import Claim, Storage, storage
 from disttrain.checkpoint.writing import CancelledError
 from disttrain.checkpoint.writing import write as write_pieces
 from disttrain.comm import Communicator
-from disttrain.errors import CheckpointError
+from disttrain.errors import CheckpointError, DisttrainError
 from disttrain.observe import log
 from disttrain.progress import Phase
 from disttrain.training.agreement import together
+
+T = TypeVar("T")
 
 _ROUND_S = 0.05  # between two looks at how far other ranks are
 _WARN_S = 60.0  # of waiting for a disk
@@ -238,6 +241,20 @@ def read(comm: Communicator, path: str | os.PathLike[str], *, may_be_missing: bo
         for name in arrays:
             arrays[name] = comm.broadcast(np.array(arrays[name]))
     return found
+
+
+def understood(saved: Checkpoint, action: Callable[[], T]) -> T:
+    """Return what `action` makes of the values of a checkpoint, which may be any.
+
+    Raises:
+        CheckpointError: they are not such as disttrain saves.
+    """
+    try:
+        return action()
+    except DisttrainError:
+        raise
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{saved.place} does not hold what is looked for in it: {error!r}") from error
 
 
 def _header(found: Checkpoint) -> list[Any]:

@@ -54,7 +54,7 @@ def trial(chance, folder, first):
         chance.choice([save_alone, save_together])(folder, first, lambda n: os.write(writer, n.to_bytes(8, "little")))
         os._exit(0)
     os.close(writer)
-    time.sleep(chance.uniform(0, 0.08))
+    time.sleep(chance.uniform(0, 0.15))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     with open(reader, "rb") as pipe:

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 
+import numpy as np
 import pytest
 
 from disttrain import checkpoint
@@ -170,3 +171,38 @@ def test_files_that_the_manifest_does_not_list_are_not_read(two):
     os.mkfifo(newest(two) / "other.safetensors")
     assert shelf.number_in(two) == 2
     assert json.loads((newest(two) / "manifest.json").read_bytes())["body"]["format"] == "disttrain checkpoint"
+
+
+def test_a_flip_of_one_bit_in_500_random_places_is_named(tmp_path, caplog):
+    # of a checkpoint of 200 kB, in pieces that two ranks wrote
+    tensors = {"model": {"x": np.random.default_rng(0).normal(size=(100, 125))}, "optimizer": {"y": np.zeros(25_000)}}
+    for number in (1, 2):
+        shelf.save_by_two(tmp_path, number, tensors=tensors)
+    files = sorted(path for path in newest(tmp_path).iterdir())
+    assert len(files) == 4  # a part of each rank of one group, and the other group's
+    chance = random.Random(0)
+    for _ in range(500):
+        path = chance.choices(files, [file.stat().st_size for file in files])[0]
+        place, bit = chance.randrange(path.stat().st_size), chance.randrange(8)
+        flip(path, place, bit)
+        caplog.clear()
+        assert checkpoint.load(tmp_path).values["number"] == 1, (path, place)
+        assert path.name in caplog.records[0].message
+        flip(path, place, bit)
+    caplog.clear()
+    assert checkpoint.load(tmp_path).values["number"] == 2
+    assert caplog.records == []
+
+
+def flip(path, place, bit):
+    with open(path, "r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
+def test_the_newest_is_told_by_its_number_whatever_the_clock_said(two):
+    for number, time_s in ((1, 2_000_000_000), (2, 0)):
+        os.utime(two / f"checkpoint-00000{number}", (time_s, time_s))
+    assert shelf.number_in(two) == 2

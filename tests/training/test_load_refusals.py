@@ -6,6 +6,7 @@ import pytest
 import disttrain as dt
 from disttrain.autodiff import ops
 from disttrain.errors import CheckpointError
+from tests.checkpoint import shelf
 from tests.training import worlds
 
 pytestmark = pytest.mark.timeout(30)
@@ -145,3 +146,35 @@ def test_arguments_that_a_class_does_not_take_are_named(tmp_path, change):
     dt.checkpoint.save(tmp_path, {"model": {}}, {"model": described})
     with pytest.raises(CheckpointError, match=r"a (Dense|Sequential) cannot be made of the arguments"):
         dt.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda v: [1], lambda v: v.update(model={"class": "Sequential"}), lambda v: v["model"].update(config=5),
+     lambda v: v["model"].update(compiled={"optimizer": 1, "loss": [], "metrics": None}), lambda v: v.update(model=[])],
+)  # fmt: skip
+def test_values_that_are_none_of_ours_are_a_checkpoint_error(tmp_path, change):
+    model = worlds.dense_net()
+    model.save(tmp_path)
+    forged(tmp_path, change)
+    with pytest.raises(CheckpointError):
+        dt.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda v: v.update(training=5), lambda v: v["training"].pop("states"), lambda v: v["training"].update(states=7),
+     lambda v: v["training"].update(learning_rate=None), lambda v: v["training"].update(shapes=5),
+     lambda v: v["training"].pop("seed"), lambda v: v.pop("versions")],
+)  # fmt: skip
+def test_so_is_a_state_that_is_none(tmp_path, change):
+    x, y = worlds.blobs()
+    backup = dt.callbacks.BackupAndRestore(tmp_path)
+    worlds.dense_net().fit(x, y, verbose=0, callbacks=[backup])
+    forged(tmp_path, change)
+    with pytest.raises(CheckpointError):
+        worlds.dense_net().fit(x, y, epochs=2, verbose=0, callbacks=[dt.callbacks.BackupAndRestore(tmp_path)])
+
+
+def forged(path, change):
+    shelf.forge(path / "checkpoint-000001", lambda body: body.update(values=change(body["values"]) or body["values"]))
