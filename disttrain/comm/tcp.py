@@ -120,6 +120,8 @@ class TcpCommunicator(FramedCommunicator):
         self._controls = {rank: _Connection(each) for rank, each in controls.items()}
         super().__init__(place, self._pipes, self._controls)
         self._hung_up: dict[int, Callable[[], None]] = {}  # by descriptor
+        self._control_ranks = {pipe.fileno(): rank for rank, pipe in self._controls.items()}
+        self._speaking: set[int] = set()  # ranks that may have sent a control message
         # Each change once, whether that rank is listened to or not: what can be read or written is tried before sleep.
         self._epoll = select.epoll()
         for rank, pipe in self._pipes.items():
@@ -167,6 +169,15 @@ class TcpCommunicator(FramedCommunicator):
             self._look(left_s)
         super().check()
 
+    def _told(self) -> tuple[int, bytes] | None:
+        self._look(0)  # one question for all ranks
+        for rank in tuple(self._speaking):
+            data = self._control_inboxes[rank].next()
+            if data is not None:
+                return rank, data
+            self._speaking.discard(rank)
+        return None
+
     def _serve(self, rank: int) -> bool:
         self._look(0)
         self.check()
@@ -175,8 +186,10 @@ class TcpCommunicator(FramedCommunicator):
         return has_ended
 
     def _look(self, limit_s: float) -> None:
-        """Sleep until something has changed."""
+        """Sleep until something has changed; what can be read or written is to be tried afterwards, before the next."""
         for number, events in self._epoll.poll(limit_s):
+            if number in self._control_ranks:
+                self._speaking.add(self._control_ranks[number])
             if events & _HANGS_UP:
                 self._hung_up[number]()
 

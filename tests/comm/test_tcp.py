@@ -119,10 +119,11 @@ def test_on_any_number_of_ranks(world_size, claim):
 
 
 @each_world_size
-def test_all_reduce_counts_its_bytes(world_size):
+def test_all_reduce_counts_its_bytes_and_messages(world_size):
     def every_size(comm):
         for size in claims.SIZES:
             claims.all_reduce_of_long_arrays_counts_its_bytes(comm, size, "float32")
+            claims.all_reduce_of_short_arrays_counts_its_messages(comm, size, "float32")
 
     over_tcp(world_size, every_size)
 
