@@ -387,6 +387,19 @@ def test_who_listens_must_belong_to_the_job_too(says, problem):
         served.result()
 
 
+def test_who_listens_cannot_give_the_proof_of_the_other_side_as_its_own():
+    def serve(server):
+        with server.accept()[0] as peer:
+            peer.sendall(rendezvous._MAGIC + b"n" * 32)
+            peer.sendall(rendezvous._receive(peer, 76)[-32:])
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        served = pool.submit(serve, server)
+        with pytest.raises(LaunchError, match="does not know the job's secret"):
+            comes_through(server.getsockname())
+        served.result()
+
+
 def test_ranks_that_have_not_come_are_named():
     with Listener("127.0.0.1") as listener, pytest.raises(LaunchError, match=r"rank\(s\) 1, 3 have not come"):
         listener.accept([Claim(3, 0, 0), Claim(1, 0, 0), Claim(1, 0, 1)], JOB, time.monotonic() + 0.1)
