@@ -48,6 +48,10 @@ class ContractError(CommError):
     """Ranks make different collectives; all raise the same message, which names two of them with file and line."""
 
 
+class DriftError(CommError):
+    """Replicas of a model are no longer equal; the message names step, tensor and ranks."""
+
+
 class LaunchError(DisttrainError, RuntimeError):
     """A job cannot be started, or this process is not where its launcher believes it to be."""
 

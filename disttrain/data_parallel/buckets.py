@@ -1,5 +1,6 @@
 """Buckets: slices of a flat gradient, each summed over the ranks by one call as soon as all of it is final."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -34,6 +35,12 @@ class Bucket:
     carrier: Carrier | None = None
     waiting: set[Tensor] = field(default_factory=set)
     pending: Pending | None = None
+
+    @functools.cached_property
+    def name(self) -> str:
+        """What it is, in words."""
+        more = f" and {len(self.parameters) - 1} more" if len(self.parameters) > 1 else ""
+        return f"gradients of {self.parameters[0].name}{more}"
 
 
 def cut(number: int, buffer: FlatBuffer, flat: Array, lengths: Sequence[int]) -> list[Bucket]:

@@ -153,9 +153,9 @@ class GradientSum:
         if self._scatters:
             return self.comm.start_reduce_scatter(bucket.gradient)
         if bucket.carrier is None or exactly:
-            return self.comm.start_all_reduce(bucket.gradient)
+            return self.comm.start_all_reduce(bucket.gradient, name=bucket.name)
         self._owes = self._owes or bucket.carrier.memory is not None
-        return self.comm.start_all_reduce(bucket.gradient, wire=bucket.carrier.wire)
+        return self.comm.start_all_reduce(bucket.gradient, wire=bucket.carrier.wire, name=bucket.name)
 
     def finish(self) -> None:
         """Wait until all buckets are summed up over the ranks, if they are to be."""

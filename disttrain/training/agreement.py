@@ -1,17 +1,42 @@
 """Ranks that succeed or fail together: what is wrong on one is an error on all, at once."""
 
+import functools
+import hashlib
+import platform
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from disttrain import errors
+from disttrain import env, errors
+from disttrain.backend import seed
 from disttrain.checkpoint import digest
 from disttrain.comm import Communicator
 from disttrain.data import Batches
 from disttrain.errors import CommError, DisttrainError
+from disttrain.kernels.library import chosen
+from disttrain.kernels.precision import get_matmul_precision
 
 T = TypeVar("T")
+
+_PACKAGE = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """Something that must be equal on all ranks.
+
+    Attributes:
+        what: it is, as an error begins.
+        value: of JSON.
+        remedy: what to do where it differs.
+    """
+
+    what: str
+    value: Any
+    remedy: str = "every rank must be given the same"
 
 
 def together(comm: Communicator, action: Callable[[], T]) -> T:
@@ -41,13 +66,64 @@ def check_equal(
 
     The message shows rank 0's and that of the first rank which differs from it. A rank that is alone describes nothing.
     """
+    check_facts(comm, lambda: [Fact(what=what, value=describe(), remedy=remedy)])
+
+
+def check_facts(comm: Communicator, describe: Callable[[], list[Fact]]) -> None:
+    """Raise CommError on all ranks if any of the facts that they describe differ: the first one, by one exchange.
+
+    The message shows rank 0's and that of the first rank which differs from it. A rank that is alone describes nothing.
+    """
     if comm.world_size == 1:
         return
-    descriptions = comm.all_gather_json(describe())
-    for rank, other in enumerate(descriptions):
-        if other != descriptions[0]:
-            ours, theirs = _first_difference(descriptions[0], other)
-            raise CommError(f"{what} differs between ranks: rank 0 has {ours}, rank {rank} has {theirs}; {remedy}")
+    facts = describe()
+    values = comm.all_gather_json([fact.value for fact in facts])
+    for number, fact in enumerate(facts):
+        for rank, others in enumerate(values):
+            if others[number] != values[0][number]:
+                ours, theirs = _first_difference(values[0][number], others[number])
+                raise CommError(
+                    f"{fact.what} differs between ranks: rank 0 has {ours}, rank {rank} has {theirs}; {fact.remedy}"
+                )
+
+
+def circumstances() -> list[Fact]:
+    """Return what decides, beside model and data, what a step computes: to the last bit, and by which code."""
+    kernels = chosen().name
+    return [
+        Fact(
+            what="the code of disttrain",
+            value=code_digest(),
+            remedy="install the same version of disttrain for every rank",
+        ),
+        Fact(
+            what="a version",
+            value=[["Python", platform.python_version()], ["numpy", np.__version__]],
+            remedy="every rank must run in the same environment",
+        ),
+        Fact(
+            what="the instruction set of the kernels",
+            value=kernels,
+            remedy=f"set {env.KERNELS} to one that all hosts have, or replicas would differ in their last bits",
+        ),
+        Fact(
+            what="the precision of matrix products",
+            value=get_matmul_precision(),
+            remedy="set_matmul_precision() must be given the same on every rank",
+        ),
+        Fact(what="the seed", value=seed(), remedy="set_random_seed() must be given the same on every rank"),
+    ]
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return a digest of disttrain's own sources, of which another version may compute something else."""
+    total = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*")):
+        if path.suffix in (".py", ".cpp", ".h"):
+            data = path.read_bytes()
+            total.update(f"{path.relative_to(_PACKAGE)} {len(data)} ".encode() + data)
+    return total.hexdigest()[:16]
 
 
 def describe(batches: Batches, *, compared: int = 16) -> list[Any]:

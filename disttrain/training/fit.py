@@ -91,6 +91,7 @@ class Fit:
             except BaseException as error:
                 self.saver.leave(error)
                 raise
+            self.replica.check()
             self.replica.share_state()
 
     def _run_epoch(self) -> None:

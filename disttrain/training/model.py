@@ -20,6 +20,7 @@ from disttrain.metrics import get as get_metric
 from disttrain.progress import Phase
 from disttrain.training.agreement import check_equal, describe, together
 from disttrain.training.callbacks import Callback, History
+from disttrain.training.drift import Guard
 from disttrain.training.fit import Fit
 from disttrain.training.progress import ProgressBar
 from disttrain.training.replica import Replica, copy_into
@@ -51,6 +52,7 @@ class Model(Layer):
         self._loss: losses.Loss | None = None
         self._metrics: list[Metric] = []
         self._static: bool | str = "auto"
+        self._guard = Guard()
         self._shards: int | None = None
         self._distribution = DataParallel()
         self._forget_replicas()
@@ -63,6 +65,8 @@ class Model(Layer):
         *,
         static: bool | str = "auto",
         distribution: DataParallel | None = None,
+        check_replicas_every: int = 50,
+        on_drift: str = "raise",
     ) -> None:
         """Say how to train: the optimizer, the loss, and the metrics to follow.
 
@@ -73,10 +77,16 @@ class Model(Layer):
             static: ``"auto"``: a step that made the same calls twice is replayed as a plan; a model whose calls
                 depend on values stays eager. True: that is an error. False: always eager.
             distribution: how ranks share the work and what they tell each other; None: ``DataParallel()``.
+            check_replicas_every: after how many steps the ranks compare their trained weights, and at the end of
+                `fit`; 0: never. It costs a pass over the weights' memory.
+            on_drift: what is done where they differ. ``"raise"``: DriftError on all ranks, which names step, weight and
+                rank. ``"heal"``: all take over weights and optimizer state of a rank of the majority; of two ranks,
+                of rank 0. A part of that state that one rank alone has stays as it is.
 
         Raises:
             ConfigError: an unknown name, with the nearest right one.
         """
+        guard = Guard(every=check_replicas_every, policy=on_drift)
         if loss is None:
             raise ConfigError("compile() needs a loss, as loss='sparse_categorical_crossentropy'")
         self.optimizer = optimizers.get(optimizer)
@@ -94,6 +104,7 @@ class Model(Layer):
         if distribution is not None and not isinstance(distribution, DataParallel):
             raise ConfigError(f"distribution is a DataParallel, not {distribution!r}")
         self._distribution = distribution or DataParallel()
+        self._guard = guard
         self._forget_replicas()
 
     def fit(
@@ -379,6 +390,7 @@ class Model(Layer):
                 self._static,
                 shards=self._shards,
                 distribution=self._distribution,
+                guard=self._guard,
             )
         return self._replicas[ranks]
 

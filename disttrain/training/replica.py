@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple
 from functools import partial
 from typing import Any
 
@@ -15,19 +16,23 @@ from disttrain.comm import Communicator
 from disttrain.data import Batch
 from disttrain.data_parallel import DataParallel, FlatBuffer, GradientSum, broadcast_weights, total_over
 from disttrain.data_parallel import compression as compressions
-from disttrain.errors import CheckpointError, NonFiniteError
+from disttrain.errors import CheckpointError, DriftError, NonFiniteError
 from disttrain.layers import Layer, Step, running
 from disttrain.losses import Loss
 from disttrain.metrics import Metric
+from disttrain.observe import log
 from disttrain.optimizers import Optimizer
 from disttrain.progress import Phase
-from disttrain.training.agreement import check_equal
+from disttrain.training import drift
+from disttrain.training.agreement import Fact, check_equal, check_facts, circumstances
 from disttrain.training.sharded import Sharded, Sums
 from disttrain.training.static import StaticStep
 from disttrain.training.updates import choose
 from disttrain.training.witness import asked, witnessed
 
 _PLAIN = DataParallel()
+
+_PLANNED = 3  # steps after which a model that is static has a plan: two alike, and this one ran by it
 
 
 class Replica:
@@ -45,6 +50,7 @@ class Replica:
         static: as in `Model.compile`.
         shards: into how many a batch is cut, to be summed up in one order; None: into as many as there are ranks.
         distribution: the same.
+        guard: against replicas that drift apart.
 
     Attributes:
         shapes: of what each metric adds up; known after the first batch.
@@ -68,6 +74,7 @@ class Replica:
         *,
         shards: int | None = None,
         distribution: DataParallel = _PLAIN,
+        guard: drift.Guard | None = None,
     ) -> None:
         self.model = model
         self.comm = comm
@@ -76,8 +83,11 @@ class Replica:
         self.loss = loss
         self.metrics = metrics
         steps = optimizer.gradient_accumulation_steps or 1
-        check_equal(comm, "the model", self._layout, "every rank must build the same model in the same order")
-        check_equal(comm, "what compile() was given", lambda: [distribution.get_config(), steps])
+        self.guard = guard or drift.Guard()
+        self._taken = 0  # steps, by this replica
+        self._is_due = False  # a comparison of weights, as soon as they are to agree
+        given = Fact(what="what compile() was given", value=[distribution.get_config(), steps, astuple(self.guard)])
+        check_facts(comm, lambda: [*circumstances(), self._layout(), given])
         self.shards = shards
         self._sharded = None
         if shards is not None:
@@ -123,6 +133,7 @@ class Replica:
 
         Raises:
             NonFiniteError: the loss is NaN or infinite on some rank, on all; no weight was changed by it.
+            DriftError: the replicas have drifted apart, and this step was one to look.
         """
         number = self.optimizer.steps
         progress.begin_step(number)
@@ -142,6 +153,7 @@ class Replica:
             self._raise_non_finite(number, own[0], batch)
         progress.at(Phase.OPTIMIZER)
         self.update.apply()
+        self._check_now_and_then(batch)
         return sums
 
     def evaluate(self, batches: Iterable[Batch], phase: Phase = Phase.EVALUATION) -> dict[str, Any]:
@@ -223,8 +235,51 @@ class Replica:
     def _weights(self) -> dict[str, Any]:
         return {w.name: w.data for w in self.model.weights}
 
-    def _layout(self) -> list[Any]:
-        return [[w.name, list(w.shape), str(w.dtype), w.requires_grad] for w in self.model.weights]
+    def check(self) -> None:
+        """Compare the weights that are trained with those of all ranks, if they are to agree; every rank calls this.
+
+        Raises:
+            DriftError: they differ, and the policy is to raise.
+        """
+        if not self.guard.every or self.comm.world_size == 1 or not self.update.agrees:
+            return
+        found = drift.find(self.comm, self.buffers)
+        if found is None:
+            return
+        what = f"the replicas have drifted apart: after step {self.optimizer.steps - 1}, {found.words}"
+        if self.guard.policy == "raise":
+            raise DriftError(
+                f"{what}; look for code that changes weights on one rank alone, or for faulty memory on its host; "
+                "compile(on_drift='heal') goes on with the state of one rank"
+            )
+        if self.comm.rank == 0:
+            log.warning("%s; all take over the state of rank %d", what, found.source)
+        self.update.take_over(self.comm, found.source)
+
+    def _check_now_and_then(self, batch: Batch) -> None:
+        self._taken += 1
+        every = self.guard.every
+        if self._taken == _PLANNED and not self._sharded and self.comm.world_size > 1:
+            self._check_plan(batch)
+        self._is_due = self._is_due or (every > 0 and self._taken % every == 0)
+        if self._is_due and self.update.agrees:
+            self._is_due = False
+            self.check()
+
+    def _check_plan(self, batch: Batch) -> None:
+        # of parts of other sizes the shapes differ, and it may be better to compute them by other calls
+        if len(set(self.comm.all_gather_json(len(batch.x)))) == 1:
+            remedy = "every rank must compute the same; look for what depends on the rank in a layer's call()"
+            check_equal(self.comm, "the plan of a step", partial(self._calls, batch), remedy)
+
+    def _calls(self, batch: Batch) -> list[list[str]]:
+        """Return the calls of the plan for such a batch; none where there is no plan."""
+        plan = self.steps[0].plan(batch)
+        return [[row.name, row.output] for row in plan.rows()] if plan else []
+
+    def _layout(self) -> Fact:
+        weights = [[w.name, list(w.shape), str(w.dtype), w.requires_grad] for w in self.model.weights]
+        return Fact(what="the model", value=weights, remedy="every rank must build the same model in the same order")
 
     def _train(self, batch: Batch, step: Step, votes: Sequence[float]) -> tuple[Sums, Sums, Sums]:
         """Compute the gradients of a batch; return what this rank's part, and all, add to the sums, and votes."""
@@ -232,7 +287,8 @@ class Replica:
             y_pred, per_sample = self.steps[0].train(batch)
         progress.at(Phase.METRICS)
         own = self._measure(batch, y_pred, per_sample)
-        summed = self.comm.all_reduce(np.concatenate([own, votes]))
+        name = f"loss and metrics of step {step.number}"
+        summed = self.comm.all_reduce(np.concatenate([own, votes]), name=name)
         return own, summed[: own.size], summed[own.size :]
 
     def _measure(self, batch: Batch, y_pred: Array, per_sample: Array) -> Sums:

@@ -124,14 +124,17 @@ class StaticStep:
     def train(self, batch: Batch) -> Sequence[Array]:
         """Return the outputs and each sample's loss, arrays, with the gradients of their sum in their places."""
         inputs = [batch.x, batch.y]
-        key = (*_shapes(inputs), batch.global_size)
-        plan = self.training.plan(key)
+        plan = self.plan(batch)
         if plan is None:
-            return self.training.run(key, inputs, lambda: self._train(batch))
+            return self.training.run(_key(batch), inputs, lambda: self._train(batch))
         self.gradients.begin()
         outputs = plan.run(inputs)
         self.gradients.finish()
         return outputs
+
+    def plan(self, batch: Batch) -> Plan | None:
+        """Return the plan of a step on such a batch, if there is one to rely on."""
+        return self.training.plan(_key(batch))
 
     def evaluate(self, batch: Batch) -> Sequence[Array]:
         """Return the outputs and each sample's loss, arrays that the next batch may write over."""
@@ -172,6 +175,11 @@ class StaticPrediction:
     def _eager(self, x: Array) -> Array:
         with no_grad():
             return self.model(x, training=False).data
+
+
+def _key(batch: Batch) -> tuple[Any, ...]:
+    """Return what the plan of a step must be for."""
+    return (*_shapes([batch.x, batch.y]), batch.global_size)
 
 
 def _shapes(arrays: Sequence[Array]) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from disttrain.backend import Array
+from disttrain.comm import Communicator
 from disttrain.data_parallel import Average, DataParallel, FlatBuffer, GradientSum, Slices
 from disttrain.errors import ConfigError
 from disttrain.optimizers import Optimizer
@@ -42,6 +43,7 @@ class Update:
     """
 
     _sums = True
+    _has_all_slots = True
 
     def __init__(
         self, distribution: DataParallel, optimizer: Optimizer, buffers: Sequence[FlatBuffer], gradients: GradientSum
@@ -74,6 +76,12 @@ class Update:
 
     def settle(self) -> None:
         """Make weights and slots the same on all ranks; every rank calls this."""
+
+    def take_over(self, comm: Communicator, source: int) -> None:
+        """Make weights, and slots that every rank has, those of rank `source`; every rank calls this."""
+        slots = [slot for slots in self.optimizer.slots for slot in slots.values()] if self._has_all_slots else []
+        for array in [*(buffer.data for buffer in self.buffers), *slots]:
+            comm.broadcast(array, source)
 
     def slots(self) -> dict[str, Any]:
         """Return the optimizer's slots, of whole parameters, by parameter and slot; every rank calls this."""
@@ -146,6 +154,8 @@ class LocalUpdate(Update):
 
 class ShardedUpdate(Update):
     """Every rank gets the sums of its part of the gradients, updates that part, and sends it to all."""
+
+    _has_all_slots = False
 
     def slots(self) -> dict[str, Any]:
         """Return the slots, gathered: for the moment of a save each rank holds all of them."""
