@@ -83,11 +83,11 @@ def build(workload: Workload, variant: str) -> Built:
     )
 
 
-def compiled(workload: Workload) -> dt.Model:
-    """Return the model with the workload's weights."""
+def compiled(workload: Workload, distribution: dt.DataParallel | None = None) -> dt.Model:
+    """Return the model with the workload's weights; `distribution` as of `Model.compile`."""
     model = dt.Sequential(_layers(workload.parts))
     loss = dt.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=_optimizer(workload.optimizer), loss=loss, metrics=["accuracy"])
+    model.compile(optimizer=_optimizer(workload.optimizer), loss=loss, metrics=["accuracy"], distribution=distribution)
     x, _ = workload.batch()
     with dt.no_grad():
         model(x[:0], training=False)  # creates the weights

@@ -1,0 +1,74 @@
+"""How much of the sums between hosts hides behind backward: steps of W2, and what they consist of, side by side.
+
+Run as each rank of a job on several hosts; rank 0 prints. On hosts that are namespaces of one machine, with links of
+1 Gbit/s:
+
+    python -m tests.netns.network --hosts 2 --rate 1gbit -- python -m benchmarks.overlap
+
+All take turns, so that what else the machine does falls on all of them.
+"""
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # namespaces of one machine share its cores
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+import disttrain as dt
+from benchmarks import workloads
+from benchmarks.systems.disttrain import compiled
+from disttrain.comm import local
+
+
+def main(rounds: int) -> None:
+    """Measure, and print on rank 0."""
+    comm = dt.init()
+    workload = workloads.get("W2")
+    x, y = (np.concatenate([part] * comm.world_size) for part in workload.batch())  # a batch for each rank
+
+    def training(**distribution: object) -> Callable[[], object]:
+        model = compiled(workload, distribution=dt.DataParallel(**distribution))
+        return lambda: model.train_on_batch(x, y)
+
+    model = compiled(workload)
+    alone = local.connect()
+
+    def compute() -> None:
+        with dt.comm.use(alone):
+            model.train_on_batch(*workload.batch())
+
+    compute()
+    gradient = comm.allocate(sum(weight.size for weight in model.trainable_weights))
+    parts: dict[str, Callable[[], object]] = {
+        "compute alone": compute,
+        "sums alone": lambda: comm.all_reduce(gradient),
+        "step": training(),
+        "step, buckets of 4 MiB": training(bucket_bytes=1 << 22),
+        "step, one bucket": training(bucket_bytes=1 << 40),
+        "step, bfloat16": training(compression="bfloat16"),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in parts}
+    for number in range(rounds + 4):  # of which four settle: two plan, and the third has other buckets
+        for name, part in parts.items():
+            comm.barrier()
+            begin = time.perf_counter()
+            part()
+            if number > 3:
+                taken[name].append(time.perf_counter() - begin)
+    medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    if comm.rank == 0:
+        bound = max(medians["compute alone"], medians["sums alone"])
+        print(
+            f"W2, {comm.world_size} ranks, {gradient.nbytes / 1e6:.1f} MB: median ms, ratio to the longer of both parts"
+        )
+        for name, median in medians.items():
+            print(f"{name:24} {median * 1e3:8.1f} {median / bound:6.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 15)
