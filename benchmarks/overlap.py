@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def main(rounds: int) -> None:
     workload = workloads.get("W2")
     x, y = (np.concatenate([part] * comm.world_size) for part in workload.batch())  # a batch for each rank
 
-    def training(**distribution: object) -> Callable[[], object]:
+    def training(**distribution: Any) -> Callable[[], object]:
         model = compiled(workload, distribution=dt.DataParallel(**distribution))
         return lambda: model.train_on_batch(x, y)
 
