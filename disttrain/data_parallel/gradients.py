@@ -216,7 +216,7 @@ class GradientSum:
 
     def restore(self, kept: dict[str, Array], guesses: dict[str, Array]) -> None:
         """Go on from what `state` returned, on any number of ranks; what is missing is as at first."""
-        self.drop_errors()
+        self._drop_errors()
         self._is_keeping = False
         if kept:
             for buffer, total in zip(self._buffers, self._memory(), strict=True):
@@ -228,8 +228,13 @@ class GradientSum:
                 if name in guesses and guesses[name].shape == guess.shape:
                     guess[...] = guesses[name]
 
-    def drop_errors(self) -> None:
-        """Forget what compression has not sent: after gradients that were not finite it may not be so either."""
+    def clear(self) -> None:
+        """Forget a step's gradients, and what compression has not sent of them: they may not be finite."""
+        for flat in self.flat:
+            flat[...] = 0  # also between the parameters: a block of int8 with a NaN has become NaN
+        self._drop_errors()
+
+    def _drop_errors(self) -> None:
         for carrier in self._carriers():
             if carrier.memory is not None:
                 carrier.memory[...] = 0
@@ -277,7 +282,7 @@ class GradientSum:
             if bucket.carrier is not None and bucket.carrier.memory is not None:
                 part = flat[bucket.buffer][bucket.place]
                 part += get_array_module(part).asarray(bucket.carrier.memory)
-        self.drop_errors()
+        self._drop_errors()
 
     def _complete(self, bucket: Bucket) -> None:
         """Make of a step's gradients those of all steps since the last sum."""

@@ -149,7 +149,7 @@ class Replica:
         if not np.isfinite(sums[0]):
             for weight, array in zip(self._state, before, strict=True):
                 weight.data[...] = array
-            self.gradients.drop_errors()
+            self.gradients.clear()
             self._raise_non_finite(number, own[0], batch)
         progress.at(Phase.OPTIMIZER)
         self.update.apply()

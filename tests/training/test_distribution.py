@@ -8,7 +8,7 @@ import pytest
 
 import disttrain as dt
 from disttrain.comm import threads
-from disttrain.errors import CheckpointError, CommError, ConfigError
+from disttrain.errors import CheckpointError, CommError, ConfigError, NonFiniteError
 from tests.comm import claims
 from tests.training import worlds
 
@@ -133,6 +133,15 @@ def test_accumulation_is_reproducible_and_so_is_a_sharded_optimizer(sharded, tmp
     assert alone[1][1] == 18
 
 
+def test_reproducible_accumulation_is_accumulation(float64):
+    def work(comm, **options):
+        model = model_of(optimizer("adam", gradient_accumulation_steps=4))
+        model.fit(*worlds.blobs(SAMPLES), BATCH, 2, verbose=0, **options)
+        return worlds.weights(model)
+
+    worlds.assert_close(threads.run(2, work, shards=4)[0], worlds.alone(work), 1e-10)
+
+
 @pytest.mark.parametrize("options", [{"compression": "int8"}, {"local_steps": 2}])
 def test_what_depends_on_the_number_of_workers_is_not_reproducible(options):
     def work(comm):
@@ -224,6 +233,36 @@ def test_after_an_epoch_an_evaluation_and_a_checkpoint_replicas_are_the_same(com
     digests, loaded, distribution = results[0]
     assert loaded == digests[-1]
     assert distribution.local_steps == 4
+
+
+def test_at_the_end_of_an_epoch_replicas_are_the_same():
+    class Digests(dt.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs):
+            self.model.digests = [*getattr(self.model, "digests", ()), dt.state_digest(self.model)]
+
+    def work(comm):
+        _, _, model = fit("adam", dt.DataParallel(local_steps=4), callbacks=[Digests()])
+        return model.digests
+
+    results = threads.run(2, work)
+    assert len(set(results[0])) == 3
+    assert results[0] == results[1]
+
+
+def test_weights_that_are_evaluated_are_the_exact_mean_whatever_travels_before():
+    """A step of Adam moves each weight by about 0.01; int8 would round that by up to 0.01 / 254, the mean by 2**-24."""
+
+    def work(comm):
+        model = model_of(optimizer("adam"), dt.DataParallel(local_steps=10, compression="int8"))
+        for _ in range(2):
+            model.train_on_batch(*worlds.blobs(BATCH))
+        own = np.concatenate([w.data.ravel() for w in model.weights])
+        model.evaluate(*worlds.blobs(BATCH))
+        return own, np.concatenate([w.data.ravel() for w in model.weights])
+
+    own, mean = (np.stack(each) for each in zip(*threads.run(2, work), strict=True))
+    assert np.abs(own[0] - own[1]).max() > 1e-3
+    np.testing.assert_allclose(mean, np.broadcast_to(own.mean(axis=0), mean.shape), rtol=0, atol=4 * 2.0**-24)
 
 
 def test_loss_and_metrics_of_local_steps_are_global():
@@ -348,6 +387,21 @@ def test_an_optimizer_with_an_apply_of_its_own_serves_otherwise():
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_replicas_stay_the_same_whatever_travels(compression, world_size):
     on(world_size, "adam", dt.DataParallel(compression=compression, bucket_bytes=100))
+
+
+@pytest.mark.parametrize("compression", ["int8", "topk", "powersgd"])
+def test_gradients_that_are_not_finite_are_not_remembered(compression):
+    def work(comm):
+        model = model_of("sgd", dt.DataParallel(compression=compression))
+        x, y = worlds.blobs(BATCH)
+        before = worlds.weights(model)
+        with pytest.raises(NonFiniteError):
+            model.train_on_batch(np.where(np.arange(BATCH)[:, None] == 0, np.nan, x), y)
+        worlds.assert_equal(worlds.weights(model), before)
+        model.train_on_batch(x, y)
+        return all(np.isfinite(w.data).all() for w in model.weights)
+
+    assert threads.run(2, work) == [True, True]
 
 
 def test_ranks_that_were_told_different_things_are_told_so():
