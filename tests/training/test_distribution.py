@@ -90,7 +90,7 @@ def test_accumulation_of_equal_batches_is_a_step_on_all_of_them(float64):
 
 def test_only_the_last_of_accumulated_steps_sends_gradients():
     def work(comm):
-        model = model_of(optimizer("sgd", gradient_accumulation_steps=3))
+        model = model_of(optimizer("sgd", gradient_accumulation_steps=3), dt.DataParallel(bucket_bytes=1 << 22))
         x, y = worlds.blobs(BATCH)
         sent = []
         for _ in range(9):  # eager ones, and some that are replayed
