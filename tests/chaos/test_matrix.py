@@ -84,7 +84,8 @@ class Cell:
                 rf"{who} is stuck, on host .*, pid \d+, .*: {words}, at \S*training.py:\d+\n.*training.py\", line \d+"
             )
         # of a collective too many or too few: both calls, or, where the script ends before another one, who has left
-        calls = r"rank 0: call \d+, .*, at \S+:\d+; rank 1: call \d+, .*, at \S+:\d+"
+        call = r": call \d+, [^;]*, at \S+:\d+"
+        calls = rf"(rank {rank}{call}; rank \d{call}|rank \d{call}; rank {rank}{call})"
         return rf"ranks make different calls, the [a-z ]+ differs: {calls}|rank \d has left the job"
 
 
