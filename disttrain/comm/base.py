@@ -49,6 +49,7 @@ class Communicator(ABC):
         transport: the name under which `connect` found the transport.
         bytes_sent: payload of all messages that this rank has sent so far; what ranks of a node read from each other's
             memory is none.
+        costs: of messages between hosts, or, where all ranks are on one, within it; the same on all ranks.
     """
 
     transport = ""
@@ -67,7 +68,7 @@ class Communicator(ABC):
         self._nodes = [[each] for each in range(world_size)]  # the ranks of each: they share memory
         self._host = ""  # as `join_node` was told
         self._hosts: Sequence[str] = ()  # of all ranks, so told
-        self._costs: Costs | None = None
+        self.costs = costs.WITHIN_HOST
         self.job_ranks: Sequence[int] = range(world_size)
         self._job = self
         self._group = 0  # its number; 0 for the ranks of the whole job
@@ -126,7 +127,7 @@ class Communicator(ABC):
         group._job, group._everywhere = self._job, self._everywhere
         group.job_ranks = [self.job_ranks[rank] for rank in members]
         self._job._contract.groups[group._contract.key] = group._contract
-        group.transport = self.transport
+        group.transport, group.costs = self.transport, self._job.costs
         group.local_rank = group.rank
         if self._job._host:
             group.join_node(self._job._host)
@@ -156,23 +157,16 @@ class Communicator(ABC):
             self._node = node.join(names, self.job_ranks[self.rank], exchange, self._job._serve)
         shared = self.all_gather_json(members if self._node else [self.rank])
         self._nodes = [ranks for rank, ranks in enumerate(shared) if ranks[0] == rank]
-
-    def costs(self) -> Costs:
-        """Return what messages cost between hosts, or, where all ranks are on one, within it: the same on all ranks.
-
-        All ranks call this, as they would a collective. The first call between hosts measures it, in at most about 0.3
-        s, unless a job of the same hosts has done so within a day; the first sum over ranks makes that call.
-        """
-        if self._costs is None:
-            self._costs = self._measured() if len(set(self._hosts)) > 1 else costs.WITHIN_HOST
-        return self._costs
+        if len(set(self._hosts)) > 1 and self._job is self:
+            self.costs = self._measured()
 
     def all_reduce_s(self, nbytes: int) -> float:
         """Return the seconds that an all-reduce of so many bytes takes between nodes, by `costs`."""
-        known, nodes = self.costs(), len(self._nodes)
+        known, nodes = self.costs, len(self._nodes)
         return min(known.of_ring(nbytes, nodes), known.of_doubling(nbytes, nodes))
 
     def _measured(self) -> Costs:
+        """Return the costs of messages between hosts: measured, unless a job of these hosts did so within a day."""
         found = costs.cached(env.costs_dir(), self.transport, self._hosts) if self.rank == 0 else None
         found_there = self.broadcast_json(found and asdict(found))
         if found_there:
@@ -271,7 +265,6 @@ class Communicator(ABC):
         check_writable(array)
         combination(op, array)  # refuses what it does not know
         carrier = wire_of(wire, op, array.dtype)
-        self.costs()
         way = "" if wire is None else f" by {wire if isinstance(wire, str) else type(wire).__name__}"
         channel = self._channel(f"all_reduce {op}{way}", array, name, by_messages=False)
         return self._start(self._all_reduce(array, op, channel, name, wire=carrier), "all_reduce", array)
@@ -300,7 +293,6 @@ class Communicator(ABC):
             flat: shape ``(n,)``, C-contiguous, of NumPy; chunk r of p begins at ``n*r // p``.
         """
         check_flat(flat)
-        self.costs()
         channel = self._channel("reduce_scatter sum", flat, by_messages=len(self._nodes) == self.world_size)
         return self._start(self._reduce_scatter(flat, channel), "reduce_scatter", flat)
 
@@ -421,7 +413,6 @@ class Communicator(ABC):
         if begun is None:
             check_writable(array)
             combination(op, array)  # refuses what it does not know
-        self.costs()
         words = (what, array) if what == name else (f"all_reduce {op}", array, name)
         channel = self._channel(*words, by_messages=False)
         self._start(self._all_reduce(array, op, channel, name, begun), what, array).wait()
@@ -471,7 +462,7 @@ class Communicator(ABC):
 
     def _is_short(self, flat: HostArray, ranks: int) -> bool:
         """Return whether latency counts for more than bytes in an all-reduce of `flat`."""
-        known = self._costs or costs.WITHIN_HOST
+        known = self.costs
         return known.of_doubling(flat.nbytes, ranks) < known.of_ring(flat.nbytes, ranks)
 
     def _reduce_scatter(self, flat: HostArray, channel: Channel) -> Steps:

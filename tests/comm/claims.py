@@ -74,11 +74,11 @@ SHORT = Costs(latency_s=1.0, byte_s=0.0)
 @contextlib.contextmanager
 def messages_cost(comm, costs):
     """Let `comm` choose by `costs` inside a ``with`` block, on all ranks alike."""
-    before, comm._costs = comm._costs, costs
+    before, comm.costs = comm.costs, costs
     try:
         yield
     finally:
-        comm._costs = before
+        comm.costs = before
 
 
 def all_reduce_of_long_arrays_counts_its_bytes(comm, size, dtype):

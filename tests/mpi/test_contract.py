@@ -13,12 +13,12 @@ pytestmark = [pytest.mark.mpi, pytest.mark.timeout(60)]
 
 def another(comm, *, is_on_node):
     """Return a communicator of the same ranks."""
-    if comm.transport == "shm":
-        fresh = dt_comm.connect("shm")
-    else:
-        mpi = comm._mpi
+    if comm.transport == "mpi":
+        mpi = comm.mpi
         fresh = MpiCommunicator(mpi, mpi.COMM_WORLD.Dup(), mpi.COMM_WORLD.Dup())
         fresh.join_node("here")
+    else:
+        fresh = dt_comm.connect(comm.transport)
     if not is_on_node:
         fresh._node, fresh._nodes = None, [[rank] for rank in range(comm.world_size)]
     return fresh
