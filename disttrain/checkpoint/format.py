@@ -168,7 +168,7 @@ def decode_manifest(read: Read) -> Manifest:
         if not all(isinstance(each, dict) for file in files for each in file.tensors.values()):
             raise TypeError("a tensor is described by a dict")
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise CheckpointDamagedError(f"{MANIFEST}: not a manifest: {error!r}") from error
+        raise CheckpointDamagedError(f"{MANIFEST}: not a manifest: {_short(error)}") from error
     for file in files:
         if not _FILE_NAME.fullmatch(file.name):
             raise CheckpointDamagedError(
@@ -258,11 +258,11 @@ def _joined(name: str, parts: list[tuple[Any, Any, Any]]) -> Any:
 
 def _body(content: bytes) -> Any:
     try:
-        manifest = json.loads(content)
+        manifest = json.loads(content.decode())  # of bytes, json would guess the encoding
         body, expected = manifest["body"], manifest["sha256"]
         found = hashlib.sha256(_canonical(body)).hexdigest()
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointDamagedError(f"{MANIFEST}: not a manifest: {error!r}") from error
+        raise CheckpointDamagedError(f"{MANIFEST}: not a manifest: {_short(error)}") from error
     if found != expected:
         raise CheckpointDamagedError(
             f"{MANIFEST}: its content has the SHA-256 {found[:16]}..., it says {str(expected)[:16]}...; "
@@ -276,6 +276,10 @@ def _body(content: bytes) -> Any:
             f"reads {_FORMAT!r} version {_VERSION}"
         )
     return body
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]  # it may quote all of a file
 
 
 def _canonical(body: Any) -> bytes:
