@@ -256,3 +256,19 @@ def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path, monkeypatch):
     second.release()
     assert list(checkpoint.storage(tmp_path).numbers()) == [1]
     assert not checkpoint.storage(tmp_path).leftovers()
+
+
+def test_so_does_one_that_is_taken_over_while_it_writes(tmp_path):
+    place = checkpoint.storage(tmp_path)
+    first, make_draft = place.claim(), place.make_draft
+    first.release()
+
+    def taken_over(token, name):
+        (tmp_path / ".run.json").write_text('{"generation": 2, "host": "other", "pid": 7, "since": "now"}')
+        return make_draft(token, name)
+
+    place.make_draft = taken_over
+    with pytest.raises(CheckpointError, match="process 7 on host other, since now has taken this directory over"):
+        checkpoint.write(place, checkpoint.whole({"model": {}}), 1, keep=Keep(), claim=first)
+    assert not checkpoint.exists(tmp_path)
+    assert not place.leftovers()
