@@ -146,7 +146,7 @@ def _two_hosts(comm: dt.comm.Communicator) -> dt.comm.Communicator:
     hosts = comm.split("two hosts")
     assert hosts is not None
     hosts.join_node(f"host {2 * comm.rank // comm.world_size}")
-    hosts._costs = costs.WITHIN_HOST  # which it is: not to be measured, nor kept for a real one
+    hosts.costs = costs.WITHIN_HOST  # which it is: not to be measured, nor kept for a real one
     return hosts
 
 
