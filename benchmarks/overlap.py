@@ -26,11 +26,12 @@ from benchmarks.systems.disttrain import compiled
 from disttrain.comm import local
 
 
-def main(rounds: int) -> None:
-    """Measure, and print on rank 0."""
+def measure(rounds: int, size: int) -> None:
+    """Measure with `size` samples a rank, and print on rank 0."""
     comm = dt.init()
     workload = workloads.get("W2")
-    x, y = (np.concatenate([part] * comm.world_size) for part in workload.batch())  # a batch for each rank
+    own = [part[:size] for part in workload.batch()]
+    x, y = (np.concatenate([part] * comm.world_size) for part in own)
 
     def training(**distribution: Any) -> Callable[[], object]:
         model = compiled(workload, distribution=dt.DataParallel(**distribution))
@@ -41,7 +42,7 @@ def main(rounds: int) -> None:
 
     def compute() -> None:
         with dt.comm.use(alone):
-            model.train_on_batch(*workload.batch())
+            model.train_on_batch(*own)
 
     compute()
     gradient = comm.allocate(sum(weight.size for weight in model.trainable_weights))
@@ -64,12 +65,13 @@ def main(rounds: int) -> None:
     medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
     if comm.rank == 0:
         bound = max(medians["compute alone"], medians["sums alone"])
-        print(
-            f"W2, {comm.world_size} ranks, {gradient.nbytes / 1e6:.1f} MB: median ms, ratio to the longer of both parts"
-        )
+        link = f"{comm.costs.latency_s * 1e6:.0f} us and {1e-6 / comm.costs.byte_s:.0f} MB/s"
+        print(f"W2, {comm.world_size} ranks, {size} samples each, {gradient.nbytes / 1e6:.1f} MB, messages of {link}")
+        print("median ms, ratio to the longer of both parts")
         for name, median in medians.items():
             print(f"{name:24} {median * 1e3:8.1f} {median / bound:6.2f}", flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 15)
+    for samples in (256, 128, 64):
+        measure(int(sys.argv[1]) if len(sys.argv) > 1 else 15, samples)

@@ -6,6 +6,7 @@ arguments, in one arena in which arrays that do not live at the same time share 
 step runs again: what Python computed outside of ops, or decided by looking at values, is what it was.
 """
 
+import copy
 import itertools
 import time
 from collections import Counter
@@ -60,7 +61,8 @@ class Plan:
         trace: of the step.
         home: gives the array that the gradient of a parameter belongs in.
         final: called with a parameter when its gradient is there.
-        meanwhile: called again and again from then on: between the calls of the step.
+        meanwhile: called again and again from then on, between the calls of the step. With it, what is not needed for a
+            gradient waits until it is needed, so that gradients are there early.
 
     Attributes:
         blocks: how the arena is used.
@@ -76,6 +78,9 @@ class Plan:
         final: Callable[[Any], None],
         meanwhile: Callable[[], None] | None = None,
     ) -> None:
+        if meanwhile is not None:
+            trace = copy.copy(trace)
+            trace.calls = _late(trace.calls)
         self._trace = trace
         self._base = _bases(trace)
         self._homes = self._find_homes(home)
@@ -229,6 +234,32 @@ class Plan:
                 yield partial(_compute, out, call.op.function, call.attributes), args
             else:
                 yield partial(call.op.writer, out=out, **call.attributes), args
+
+
+def _late(calls: Sequence[TracedCall]) -> list[TracedCall]:
+    """Return `calls`, each just before the first that needs it, but none beyond one that has to keep its place.
+
+    Such are deliveries among themselves, calls that change an array in place, and those that wait for others.
+    """
+    ordered: list[TracedCall] = []  # from the last to the first
+    for call in reversed(calls):
+        at = len(ordered)
+        if call.op is not None and not _keeps_its_place(call):
+            while at > 0 and not _keeps_its_place(ordered[at - 1]) and not _needs(ordered[at - 1], call):
+                at -= 1
+            if at == 0 or not _needs(ordered[at - 1], call):
+                at = len(ordered)  # nobody needs it, or not on this side
+        ordered.insert(at, call)
+    return ordered[::-1]
+
+
+def _keeps_its_place(call: TracedCall) -> bool:
+    return call.op is not None and (call.op.is_in_place or call.op.is_collective)
+
+
+def _needs(call: TracedCall, other: TracedCall) -> bool:
+    """Return whether `call` is given what `other` makes."""
+    return call.output == other.output if call.op is None else other.output in call.args
 
 
 def _compute(out: Array, function: Callable[..., Array], attributes: dict[str, Any], *args: Any) -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from disttrain import Tensor, no_grad, op, ops
 from disttrain.autodiff.op import tracing
-from disttrain.autodiff.plan import Block, Plan, _place
-from disttrain.autodiff.trace import Trace
+from disttrain.autodiff.plan import Block, Plan, _late, _place
+from disttrain.autodiff.trace import Trace, TracedCall
 from tests.autodiff.cases import CASES
 
 
@@ -38,18 +38,19 @@ def traced(step, arrays):
     return trace
 
 
-def planned(step, arrays):
+def planned(step, arrays, meanwhile=None):
     first, second = traced(step, arrays), traced(step, [a.copy() for a in arrays])
     assert first.difference(second) == ""
-    return Plan(second, home=nowhere, final=nowhere)
+    return Plan(second, home=nowhere, final=nowhere, meanwhile=meanwhile)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("meanwhile", [None, lambda: None], ids=["in order", "as late as possible"])
 @pytest.mark.parametrize("case", [c for c in CASES if c.op != "dropout"], ids=str)
-def test_every_op_replays_its_bits_on_other_inputs(case, dtype):
+def test_every_op_replays_its_bits_on_other_inputs(case, meanwhile, dtype):
     step = step_of(case.call)
     args = [np.asarray(a, dtype) for a in case.args]
-    plan = planned(step, args)
+    plan = planned(step, args, meanwhile)
     for scale in (0.75, 1.0):  # a power of a positive number stays one
         others = [np.asarray(a * scale, dtype) for a in args]
         for got, expected in zip(plan.run(others), step(*others), strict=True):
@@ -164,6 +165,69 @@ def _gradient(weight, view, x):
     weight.grad = None
     (Tensor(x) @ view(weight).reshape(6, 2)).sum().backward()
     return weight.grad
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_where_sums_travel_a_gradient_is_there_before_what_only_later_ones_need(waits):
+    weights = [Tensor(np.full((6, 6), 0.1 * i), requires_grad=True, name=f"w{i}") for i in range(3)]
+    homes = {w: np.zeros((6, 6)) for w in weights}
+    events = []
+
+    def deliver(leaf, gradient):
+        tracing.get().deliver(leaf, gradient)
+
+    def step(x):
+        y = Tensor(x)
+        for weight in weights:
+            y = ops.tanh(y @ weight)
+        ops.sum(y).backward(deliver=deliver)
+        return [y.data]
+
+    traces = []
+    x = np.random.default_rng(0).standard_normal((4, 6))
+    for _ in range(2):
+        traces.append(Trace([x], weights))
+        with traces[-1].running() as results:
+            results.extend(step(x))
+    meanwhile = (lambda: events.append("")) if waits else None
+    plan = Plan(traces[1], home=homes.get, final=lambda w: events.append(w.name), meanwhile=meanwhile)
+    plan.run([x])
+    assert [name for name in events if name] == ["w2", "w1", "w0"]
+    assert (events[1] == "") is waits  # called after the first gradient, not before
+    products = [row.output if row.name == "_matmul" else row.name for row in plan.rows()]
+    for name in ("w2", "w1"):
+        delivered = products.index(f"gradient of {name}")
+        assert (
+            products[delivered - 1] == "(6, 6)" if waits else products[delivered - 3 : delivered].count("(4, 6)") == 1
+        )
+    y = Tensor(x)
+    for weight in weights:
+        y = ops.tanh(y @ weight)
+    ops.sum(y).backward()
+    for weight in weights:
+        np.testing.assert_array_equal(homes[weight], weight.grad)
+
+
+def test_what_changes_in_place_or_waits_for_others_keeps_its_place():
+    @op
+    def count_up(x):
+        x += 1
+        return x
+
+    count_up.is_in_place = True
+
+    def call(name, *args, output):
+        made = {"add": ops.add, "count up": count_up, "deliver": None}[name]
+        return TracedCall(op=made, args=args, attributes={}, output=output)
+
+    a, b = call("add", 0, 1, output=2), call("add", 0, 0, output=3)
+    barrier, late = call("count up", 0, output=0), call("add", 2, 3, output=4)
+    assert _late([a, b, barrier, late]) == [a, b, barrier, late]
+    assert _late([a, b, late, barrier]) == [b, a, late, barrier]
+    delivery = call("deliver", 3, output=3)
+    assert _late([a, b, delivery, late]) == [b, delivery, a, late]
+    unused = call("add", 0, 1, output=5)
+    assert _late([unused, b, delivery]) == [unused, b, delivery]
 
 
 def test_rows_count_one_operation_an_element_unless_the_op_knows_better():
