@@ -24,6 +24,7 @@ THREADS = "DISTTRAIN_THREADS"
 SLURM_END = "SLURM_JOB_END_TIME"
 MATMUL_PRECISION = "DISTTRAIN_MATMUL_PRECISION"
 VERIFY = "DISTTRAIN_VERIFY"
+LEDGER_KEY_FILE = "DISTTRAIN_LEDGER_KEY_FILE"
 HOST = "DISTTRAIN_HOST"
 RENDEZVOUS = "DISTTRAIN_RENDEZVOUS"
 SECRET = "DISTTRAIN_SECRET"  # noqa: S105 - the name of it
@@ -200,6 +201,24 @@ def verify(environ: Mapping[str, str] = os.environ) -> tuple[int, Path] | None:
     """Return how many steps `disttrain verify` is to see, and where its notes go; None where it did not start this."""
     steps, _, folder = environ.get(VERIFY, "").partition(":")
     return (int(steps), Path(folder)) if steps else None
+
+
+def ledger_key(environ: Mapping[str, str] = os.environ) -> bytes:
+    """Return the key of ledgers, from the file that ``DISTTRAIN_LEDGER_KEY_FILE`` names; empty where it is not set.
+
+    Raises:
+        ConfigError: the file cannot be read, or is empty.
+    """
+    path = environ.get(LEDGER_KEY_FILE)
+    if not path:
+        return b""
+    try:
+        key = Path(path).read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"{LEDGER_KEY_FILE}={path}: cannot be read: {error.strerror}") from error
+    if not key:
+        raise ConfigError(f"{LEDGER_KEY_FILE}={path}: the file is empty, expected a key")
+    return key
 
 
 def has_blas_threads(environ: Mapping[str, str] = os.environ) -> bool:

@@ -60,6 +60,10 @@ class CheckpointError(DisttrainError, RuntimeError):
     """A checkpoint cannot be written or read."""
 
 
+class LedgerError(CheckpointError):
+    """A ledger does not say that each sample was read once an epoch, or was changed."""
+
+
 class CheckpointDamagedError(CheckpointError):
     """A checkpoint's files are not what its manifest says they are."""
 

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 
-from disttrain import checkpoint
+from disttrain import checkpoint, env
 from disttrain.checkpoint.inspection import Entry, differences, entries
 from disttrain.checkpoint.inspection import repair as put_in_order
 from disttrain.errors import DisttrainError
+from launch.audit import audited
 
 _WIDE = 1000  # columns
 
@@ -134,6 +135,27 @@ def diff(first: str, second: str) -> tuple[Any, int]:
     count = len({(group, name) for each in (a, b) for group, arrays in each.tensors.items() for name in arrays})
     click.echo(f"{len(found)} of {count} tensors differ" if found else f"all {count} tensors have the same bits")
     return {"places": [a.place, b.place], "differences": found}, 1 if found else 0
+
+
+@_command("disttrain ckpt audit backup", "DISTTRAIN_LEDGER_KEY_FILE=key disttrain ckpt audit backup")
+@_run
+def audit(run: str) -> tuple[Any, int]:
+    """Check by the ledgers in RUN that each sample went into the weights exactly once an epoch.
+
+    A ledger says what the ranks have read at each step, through all interruptions and numbers of workers. The exit code
+    is 0 only if the ledger of each checkpoint is in order, 1 if one is not, and 2 if there is none to look at.
+    """
+    key = env.ledger_key()
+    rows = [row for entry in entries(run, thoroughly=False) if (row := audited(entry, key)) is not None]
+    if not rows:
+        raise DisttrainError(f"{run}: no checkpoint here is of a training, with a ledger")
+    for row in rows:
+        click.echo(f"{row['name'] or run}: {row['words']}")
+    if not key:
+        click.echo(
+            f"without a key ({env.LEDGER_KEY_FILE}) this shows mistakes, but not who makes a false ledger on purpose"
+        )
+    return rows, 0 if all(row["in_order"] for row in rows) else 1
 
 
 @_command("disttrain ckpt repair backup")

@@ -22,12 +22,14 @@ class Batch:
         y: targets, shape ``(n, ...)``, or None where there are none.
         first: place in the global batch of the first sample of this part.
         global_size: number of samples in the global batch, over all ranks: what a mean divides by.
+        samples: which of the data set's these are, shape ``(n,)``; a shard of a batch has those of all of it.
     """
 
     x: Array
     y: Array | None
     first: int
     global_size: int
+    samples: Array
 
 
 class Batches:
@@ -107,6 +109,7 @@ class Batches:
             y=None if self.y is None else self._taken(self.y, epoch, mine),
             first=part.start,
             global_size=len(places),
+            samples=self._order(epoch, mine) if self.shuffle else np.arange(mine.start, mine.stop),
         )
 
     def _part(self, length: int) -> slice:
@@ -122,7 +125,9 @@ class Batches:
         """Return the samples at `places` of the epoch's order."""
         if not self.shuffle:
             return _cast(data[places.start : places.stop])
-        return _cast(data.take(self._order(epoch, places), axis=0))
+        order = self._order(epoch, places)
+        # `take` is faster, and copies all of what is not contiguous first
+        return _cast(data.take(order, axis=0) if data.flags.c_contiguous else data[order])
 
     def _order(self, epoch: int, places: range) -> np.ndarray[Any, Any]:
         """Return which samples stand at `places`; computed for some batches at once, since a call costs as much."""

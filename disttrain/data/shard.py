@@ -105,6 +105,12 @@ def permute(positions: Array, length: int, *, seed: int, epoch: int) -> Array:
     return cells.astype(np.int64).reshape(positions.shape)
 
 
+def mixed(samples: Array) -> np.ndarray[Any, Any]:
+    """Return a hash of each of `samples`, integers from 0 to 2**64 - 1: 31 bits, as uint32."""
+    wide = np.asarray(samples).astype(np.uint64)
+    return _mix((wide ^ _mix((wide >> np.uint64(32)).astype(np.uint32) ^ np.uint32(0x9E3779B9))).astype(np.uint32))
+
+
 @functools.lru_cache(maxsize=64)
 def _round_keys(seed: int, epoch: int, rounds: int) -> tuple[int, ...]:
     """Return a 32-bit key for each round of an epoch's order."""

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain import progress
+from disttrain import env, progress
 from disttrain.backend import seed
 from disttrain.checkpoint import Checkpoint, Keep, Metric
 from disttrain.checkpoint.storage import Claim
-from disttrain.data import Batch, Batches
+from disttrain.data import Batch, Batches, Ledger, Order
+from disttrain.data.ledger import checksum, total
 from disttrain.errors import CheckpointError
 from disttrain.observe import log
 from disttrain.progress import Phase
@@ -43,6 +44,7 @@ class Fit:
         epoch: that runs, counted from 0.
         step: number of steps taken in it.
         sums: what these steps added up.
+        ledger: of the samples that were read.
         saver: writes checkpoints while training goes on.
         held: what is to be released when training ends, however it does.
     """
@@ -69,6 +71,8 @@ class Fit:
         self.epoch = initial_epoch
         self.step = 0
         self.sums: Sums | None = None
+        order = Order(samples=len(batches.x), batch_size=batches.batch_size, shuffle=batches.shuffle, seed=batches.seed)
+        self.ledger = Ledger(order, env.ledger_key())
         self.saver = Saver(replica.comm)
         self.held = contextlib.ExitStack()
         self._first_rate = self._rate()
@@ -120,8 +124,10 @@ class Fit:
     def _train(self, batch: Batch) -> Sums:
         """Take a step; with its sums travels what each rank alone knows: its callbacks' votes, and failures to save."""
         votes = [callback.vote() for callback in self.callbacks]
-        sums = self.replica.train(batch, [float(self.saver.has_failed), *itertools.chain(*votes)])
-        failures, *summed = self.replica.votes
+        read = [float(len(batch.samples)), float(checksum(batch.samples))]
+        sums = self.replica.train(batch, [float(self.saver.has_failed), *read, *itertools.chain(*votes)])
+        failures, count, its, *summed = self.replica.votes
+        self.ledger.note(self.epoch, self.step, int(count), total(its), self.replica.comm.world_size)
         if failures:
             self.saver.wait()  # which raises, on all ranks
         for callback, own in zip(self.callbacks, votes, strict=True):
@@ -145,6 +151,7 @@ class Fit:
             "training": {
                 "epoch": self.epoch,
                 "step": self.step,
+                "ledger": self.ledger.state(),
                 "sums": None if self.sums is None else self.sums.tolist(),
                 "shapes": self.replica.shapes,
                 **self.replica.progress(),
@@ -184,6 +191,7 @@ class Fit:
         self.epoch, self.step = training["epoch"], training["step"]
         self.sums = None if training["sums"] is None else np.array(training["sums"])
         self.replica.shapes = [tuple(shape) for shape in training["shapes"]]
+        self.ledger.restore(training["ledger"])
         self._take_over_rate(*training["learning_rate"])
         self.model.stop_training = training["stopped"]
         for i, (callback, state) in enumerate(zip(self.callbacks, training["states"], strict=True)):

@@ -1,5 +1,7 @@
 """Batches on any number of ranks, against one rank and against the data themselves."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -135,3 +137,15 @@ def test_a_rank_or_a_step_that_is_not_there_is_refused():
     for step in (-1, 3):
         with pytest.raises(ConfigError, match="first_step must be from 0 to 2"):
             next(batches.epoch(0, first_step=step))
+
+
+def test_a_batch_of_data_that_are_not_contiguous_costs_no_copy_of_all():
+    x = np.broadcast_to(np.arange(4, dtype=np.float32), (10_000_000, 4))  # 160 MB, if it were
+    batches = Batches(x, batch_size=5, shuffle=True, seed=0)
+    batches.batch(0, 0)
+    tracemalloc.start()
+    batch = batches.batch(0, 1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(batch.x, x[:5])
+    assert peak < 1 << 20
