@@ -63,7 +63,7 @@ def show_place() -> None:
     print(f"first batch in the middle of an epoch of {_SAMPLES:.0e} samples: {np.median(times) * 1e3:.2f} ms")
 
 
-def _step(model: dt.Model, x: np.ndarray, y: np.ndarray, shards: int | None) -> Callable[[], object]:  # type: ignore[type-arg]
+def _step(model: dt.Model, x: np.ndarray, y: np.ndarray, shards: int | None) -> Callable[[], object]:
     model.fit(x, y, batch_size=len(x), epochs=4, verbose=0, shards=shards)
     (replica,) = model._replicas.values()
     batch = model._batches(x, y, len(x), shuffle=False).batch(0, 0)
