@@ -13,6 +13,7 @@ from disttrain.errors import ConfigError
 
 TRANSPORT = "DISTTRAIN_TRANSPORT"
 JOB_DIR = "DISTTRAIN_JOB_DIR"
+LAST_STEP = "DISTTRAIN_LAST_STEP"
 RANK = "DISTTRAIN_RANK"
 WORLD_SIZE = "DISTTRAIN_WORLD_SIZE"
 LOCAL_RANK = "DISTTRAIN_LOCAL_RANK"
@@ -153,6 +154,11 @@ def interface(environ: Mapping[str, str] = os.environ) -> str:
 def job_dir(environ: Mapping[str, str] = os.environ) -> Path | None:
     """Return the job's private folder, which `disttrain run` has made; None where something else started this."""
     return Path(environ[JOB_DIR]) if environ.get(JOB_DIR) else None
+
+
+def last_step(environ: Mapping[str, str] = os.environ) -> str:
+    """Return where the supervisor of a job that may be started again keeps its last step; empty: nowhere."""
+    return environ.get(LAST_STEP, "")
 
 
 def data_dir(environ: Mapping[str, str] = os.environ) -> Path:

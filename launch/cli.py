@@ -15,6 +15,7 @@ Examples:
   disttrain run train.py --epochs 3
   disttrain run -n 4 train.py --epochs 3
   disttrain run -n 2 --launcher local train.py
+  disttrain run -n 4 --max-restarts 10 --min-workers 2 train.py
 """
 
 
@@ -75,16 +76,41 @@ def main() -> None:
     metavar="SECONDS",
     help="End the job when a rank holds up others so long in a step, or 12 to 120 times as long elsewhere; 0: never.",
 )
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="K",
+    help="Start the job again, at most K times, after a failure; fit() then goes on from its last step.",
+)
+@click.option(
+    "--min-workers",
+    type=click.IntRange(min=1),
+    metavar="A",
+    help="Go on with as few as A if no more can be started. [default: -n]",
+)
+@click.option("--max-workers", type=click.IntRange(min=1), metavar="B", help="What a restart asks for. [default: -n]")
 @click.argument("script", type=click.Path(exists=True, dir_okay=False))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(
-    workers: int, launcher: str, transport: str, hang_timeout: float, script: str, arguments: tuple[str, ...]
+    workers: int,
+    launcher: str,
+    transport: str,
+    hang_timeout: float,
+    max_restarts: int,
+    min_workers: int | None,
+    max_workers: int | None,
+    script: str,
+    arguments: tuple[str, ...],
 ) -> None:
     """Run SCRIPT on one or more workers, and end with its exit code.
 
     All that follows SCRIPT belongs to it. Each line of output carries the rank that wrote it; when a rank
     fails, all end, and its traceback comes last.
     """
+    if not (min_workers or workers) <= workers <= (max_workers or workers):
+        raise click.UsageError(f"-n {workers} does not lie between --min-workers and --max-workers")
     job = Job(
         workers=workers,
         script=script,
@@ -92,6 +118,9 @@ def run(
         launcher=launcher,
         transport=transport,
         hang_timeout_s=hang_timeout,
+        max_restarts=max_restarts,
+        min_workers=min_workers or workers,
+        max_workers=max_workers or workers,
     )
     try:
         sys.exit(supervise(job))

@@ -23,6 +23,9 @@ class Job:
         transport: how workers communicate; empty: as the launcher and their environment say.
         python: the interpreter that runs the workers.
         hang_timeout_s: how long a rank may hold up the others in a step; other limits are multiples of it; 0: for ever.
+        max_restarts: how many times it is started again after a failure.
+        min_workers: with how few it may go on where more cannot be started; 0: with no fewer than `workers`.
+        max_workers: how many a restart asks for; 0: `workers`.
     """
 
     workers: int
@@ -32,6 +35,9 @@ class Job:
     transport: str = ""
     python: str = sys.executable
     hang_timeout_s: float = 5.0
+    max_restarts: int = 0
+    min_workers: int = 0
+    max_workers: int = 0
 
     @property
     def worker(self) -> tuple[str, ...]:

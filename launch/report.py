@@ -55,6 +55,43 @@ class Report:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a job ended, or an attempt at it.
+
+    Attributes:
+        code: its exit code.
+        report: what is to be said of it; empty: nothing.
+        kind: "exception", "hang", "exit" or "signal N"; empty where a restart is of no use: it is done, or was asked to
+            end.
+        rank: the first that failed, None where that is not known.
+        workers: how many there were.
+        step: the one that this rank had begun last, None before the first, or where that is not known.
+        has_started: whether this rank ever ran.
+    """
+
+    code: int
+    report: str = ""
+    kind: str = ""
+    rank: int | None = None
+    workers: int = 1
+    step: int | None = None
+    has_started: bool = True
+
+    @property
+    def cause(self) -> str:
+        """Who failed, and why, in a few words."""
+        who = "a rank" if self.rank is None else f"rank {self.rank} of {self.workers}"
+        what = {
+            "exception": "raised an exception",
+            "hang": "held up the others",
+            "exit": f"ended with code {self.code}",
+        }
+        name, _, number = self.kind.partition(" ")
+        why = f"was ended by {signal.Signals(int(number)).name}" if number else what[name]
+        return f"{who} {why}, {'before its first step' if self.step is None else f'in step {self.step}'}"
+
+
 def read_reports(folder: Path) -> list[Report]:
     """Return the reports in `folder`, the first failure first."""
     found = [Report(**json.loads(path.read_text())) for path in folder.glob("report.*.json")]

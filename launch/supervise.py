@@ -6,6 +6,7 @@ rank was the first to go. A rank elsewhere does without: its launcher's own outp
 """
 
 import contextlib
+import dataclasses
 import os
 import selectors
 import shutil
@@ -13,18 +14,20 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from disttrain import env
 from disttrain.errors import PREEMPTED, LaunchError
+from disttrain.last_step import LastStep
 from disttrain.progress import Record
 from launch import memory, posix, stacks
 from launch.diagnosis import HUNG, hang_in_words, last_words, memory_in_words, others_in_words
 from launch.job import Command, Job, commands
 from launch.relay import HOLD_S, Sink, Stream
-from launch.report import loss_in_words, read_reports, signal_in
+from launch.report import Ending, loss_in_words, read_reports, signal_in
+from launch.restarts import Restarts
 from launch.watch import LOOK_S, STACKS, Watch, read_records
 from launch.worker import EXITED, FAILED, INTERRUPTED, PIPES
 
@@ -45,23 +48,61 @@ def supervise(job: Job) -> int:
         LaunchError: the job cannot be started.
         ConfigError: there is no such launcher.
     """
-    lines = commands(job)
-    with tempfile.TemporaryDirectory(prefix="disttrain-") as folder, posix.caught_signals() as signals:
-        running = _Running(job, Path(folder))
-        try:
-            running.start(lines, signals)
-            running.watch()
-        finally:
-            running.end()
-        return running.verdict()
+    restarts = Restarts(job)
+    with posix.caught_signals() as signals, contextlib.ExitStack() as held:
+        last = LastStep.make() if job.max_restarts else None
+        if last is not None:
+            held.callback(last.close)
+        running, ending = _start_with(restarts.sizes, job, signals, last)
+        while True:
+            running.say(ending.report)
+            kept = last.read() if last is not None else None
+            said = restarts.after(ending, None if kept is None else kept[0])
+            if not restarts.goes_on:
+                running.say(said)
+                return ending.code
+            try:
+                running, ending = _start_with(restarts.sizes, job, signals, last, said)
+            except LaunchError as error:
+                running.say(f"disttrain: the job cannot be started again: {error}\n")
+                return ending.code
+
+
+def _start_with(
+    sizes: Sequence[int], job: Job, signals: int, last: LastStep | None, said: str = ""
+) -> tuple["_Running", Ending]:
+    """Run `job` once, on as many workers as can be started of `sizes`, the most first; say so, after `said`.
+
+    Raises:
+        LaunchError: it can be started on none of them.
+    """
+    for workers in sizes:
+        attempt = dataclasses.replace(job, workers=workers)
+        with tempfile.TemporaryDirectory(prefix="disttrain-") as folder:
+            running = _Running(attempt, Path(folder), "" if last is None else last.address)
+            try:
+                lines = commands(attempt)
+                running.say(said and f"{said} on {workers} worker{'s' if workers > 1 else ''}\n")
+                running.start(lines, signals)
+                running.watch()
+            except LaunchError as error:
+                if workers == sizes[-1]:
+                    raise
+                running.say(f"disttrain: {workers} workers cannot be started: {error}\n")
+                continue
+            finally:
+                running.end()
+            return running, running.verdict()
+    raise AssertionError("there is always a number to try")
 
 
 class _Running:
     """A job on its way, and what is known of its end."""
 
-    def __init__(self, job: Job, folder: Path) -> None:
+    def __init__(self, job: Job, folder: Path, last_step: str) -> None:
         self._job = job
         self._folder = folder
+        self._last_step = last_step  # where it is kept, if it is
         self._selector = selectors.DefaultSelector()
         self._pipes: set[int] = set()
         self._streams: list[Stream] = []
@@ -84,6 +125,7 @@ class _Running:
         self._look_s = 0.0
         self._has_seen_all = False
         self._hang = ""  # what the watch has found
+        self._culprit: int | None = None
         self._found_s = _NEVER_S
         self._kills = memory.kills()
 
@@ -133,6 +175,7 @@ class _Running:
         self._found_s, self._has_failed = now_s, True
         able = {rank: sight for rank, sight in self._watch.sights.items() if sight.can_answer}
         stacks.ask({sight.record.pid: self._folder / STACKS.format(rank) for rank, sight in able.items()})
+        self._culprit = finding.rank
         self._hang = hang_in_words(finding, self._watch.sights, self._job.workers, self._folder)
 
     def end(self) -> None:
@@ -155,8 +198,8 @@ class _Running:
         for pipe in self._pipes:
             os.close(pipe)
 
-    def verdict(self) -> int:
-        """Return the exit code of the job; where it failed, say who was the first, where, and why."""
+    def verdict(self) -> Ending:
+        """Return how the job ended; where it failed, the report says who was the first, where, and why."""
         codes = (self._code, *(process.returncode for process in self._processes), self._has_failed)
         code = next(filter(None, codes), 0)
         number = signal_in(code, self._heard)
@@ -171,23 +214,45 @@ class _Running:
             code = 1  # MPICH ends all ranks, and calls it a success, when one of them calls os._exit(0)
         first = next(iter(read_reports(self._folder)), None)
         if first is not None and first.exit_code == PREEMPTED:
-            self._say(first.interruption())
-            return PREEMPTED
+            return Ending(code=PREEMPTED, report=first.interruption())
         if first is not None and first.time_s < min(self._asked_s, self._found_s):
             is_first = not number or first.time_s < self._lost_s
             text = first.words("first") if is_first else loss + first.words("then")
-            self._say(text + self._others(first.rank if is_first else self._lost))
-            return first.exit_code
+            text += self._others(first.rank if is_first else self._lost)
+            if is_first:
+                return self._failure(first.exit_code, text, "exception", first.rank)
+            return self._failure(first.exit_code, text, f"signal {number}", self._lost)
         if self._hang:
-            self._say(self._hang)
-            return HUNG
+            return self._failure(HUNG, self._hang, "hang", self._culprit)
         if self._asked:
-            return 128 + self._asked
-        if code:
-            # Of a signal the launcher knows no more than this; of anything else it may.
-            loss += self._others(self._lost)
-            self._say(loss if number else self._unsaid.decode(errors="replace") + loss)
-        return 128 + number if number else code
+            return Ending(code=128 + self._asked)
+        if not code:
+            return Ending(code=0)
+        # Of a signal the launcher knows no more than this; of anything else it may.
+        loss += self._others(self._lost)
+        if number:
+            return self._failure(128 + number, loss, f"signal {number}", self._lost)
+        return self._failure(code, self._unsaid.decode(errors="replace") + loss, "exit", self._lost)
+
+    def _failure(self, code: int, report: str, kind: str, rank: int | None) -> Ending:
+        """Return an end that a restart may mend, unless the end was asked for."""
+        sight = None if rank is None else self._watch.sights.get(rank)
+        return Ending(
+            code=code,
+            report=report,
+            kind="" if self._asked else kind,
+            rank=rank,
+            workers=self._job.workers,
+            step=None if sight is None else sight.record.step,
+            has_started=rank is None or sight is not None,
+        )
+
+    def say(self, text: str) -> None:
+        """Write `text`, if there is any, to standard error, on lines of its own."""
+        if not text:
+            return
+        self._err.finish()
+        self._err.write(self, b"", text.encode(errors="backslashreplace"))
 
     def _records(self) -> dict[int, Record]:
         return read_records(self._folder, self._job.workers)
@@ -211,11 +276,13 @@ class _Running:
 
     def _environment(self) -> dict[str, str]:
         """Return the environment, in which rich finds the terminal that workers cannot see."""
-        transport = {env.TRANSPORT: self._job.transport} if self._job.transport else {}
+        own = {env.LAST_STEP: self._last_step}
+        if self._job.transport:
+            own[env.TRANSPORT] = self._job.transport
         if not os.isatty(1):
-            return {**os.environ, **transport}
+            return {**os.environ, **own}
         columns = shutil.get_terminal_size().columns - len(self._label(self._job.workers - 1))
-        return {"TTY_COMPATIBLE": "1", **os.environ, **transport, "COLUMNS": str(columns)}
+        return {"TTY_COMPATIBLE": "1", **os.environ, **own, "COLUMNS": str(columns)}
 
     def _label(self, rank: int) -> bytes:
         return b"[%d] " % rank if self._job.workers > 1 else b""
@@ -298,7 +365,3 @@ class _Running:
         """Note the first signal that asks for the end: what fails later fails because of it."""
         if not self._asked:
             self._asked, self._asked_s = number, time.monotonic()
-
-    def _say(self, text: str) -> None:
-        self._err.finish()
-        self._err.write(self, b"", text.encode(errors="backslashreplace"))

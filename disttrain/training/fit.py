@@ -1,8 +1,10 @@
 """Fit: one call of `Model.fit`, with its place in the epochs, which can be saved and gone on from."""
 
 import contextlib
+import functools
 import itertools
 import os
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import numpy as np
 
 from disttrain import env, progress
 from disttrain.backend import seed
-from disttrain.checkpoint import Checkpoint, Keep, Metric
+from disttrain.checkpoint import Checkpoint, Keep, Metric, Tensors
 from disttrain.checkpoint.storage import Claim
 from disttrain.data import Batch, Batches, Ledger, Order
 from disttrain.data.ledger import checksum, total
@@ -20,8 +22,9 @@ from disttrain.progress import Phase
 from disttrain.training.agreement import together
 from disttrain.training.callbacks import BackupAndRestore, Callback, ModelCheckpoint
 from disttrain.training.circumstances import circumstances, differences, one_blas_thread
+from disttrain.training.remembering import Memory
 from disttrain.training.replica import Replica
-from disttrain.training.saving import Saver, read, understood
+from disttrain.training.saving import Saver, read, shared, understood
 from disttrain.training.sharded import Sums
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ class Fit:
         sums: what these steps added up.
         ledger: of the samples that were read.
         saver: writes checkpoints while training goes on.
+        memory: of the last step, with the supervisor.
         held: what is to be released when training ends, however it does.
     """
 
@@ -74,6 +78,8 @@ class Fit:
         order = Order(samples=len(batches.x), batch_size=batches.batch_size, shuffle=batches.shuffle, seed=batches.seed)
         self.ledger = Ledger(order, env.ledger_key())
         self.saver = Saver(replica.comm)
+        self.memory = Memory(replica.comm)
+        self._is_to_remember = False  # the step that is taken
         self.held = contextlib.ExitStack()
         self._first_rate = self._rate()
 
@@ -84,10 +90,12 @@ class Fit:
             callback.model = self.model
         progress.begin_run()
         with progress.phase(Phase.FIT), self.held:
+            self.held.callback(self.memory.close)
             if self.replica.shards is not None:
                 self.held.enter_context(one_blas_thread())
             try:
                 self._call("on_train_begin")
+                self._go_on()
                 while self.epoch < self.epochs and not self.model.stop_training:
                     self._run_epoch()
                 self._call("on_train_end")
@@ -111,6 +119,7 @@ class Fit:
             self.step += 1
             logs = self.replica.logs(self.sums)
             self._call("on_train_batch_end", self.step - 1, logs)
+            self._remember()
             progress.at(Phase.DATA)
         assert self.sums is not None
         self.replica.update.settle()
@@ -125,8 +134,10 @@ class Fit:
         """Take a step; with its sums travels what each rank alone knows: its callbacks' votes, and failures to save."""
         votes = [callback.vote() for callback in self.callbacks]
         read = [float(len(batch.samples)), float(checksum(batch.samples))]
-        sums = self.replica.train(batch, [float(self.saver.has_failed), *read, *itertools.chain(*votes)])
-        failures, count, its, *summed = self.replica.votes
+        own_votes = [float(self.saver.has_failed), self.memory.vote(), *read, *itertools.chain(*votes)]
+        sums = self.replica.train(batch, own_votes)
+        failures, remembers, count, its, *summed = self.replica.votes
+        self._is_to_remember = remembers > 0
         self.ledger.note(self.epoch, self.step, int(count), total(its), self.replica.comm.world_size)
         if failures:
             self.saver.wait()  # which raises, on all ranks
@@ -144,26 +155,39 @@ class Fit:
     ) -> None:
         """Begin to save the state of training under `path`; as `Saver.save`."""
         self.replica.share_state()
+        tensors, values = self._state()
+        values = {"model": self.model.description(), **values}
+        self.saver.save(path, tensors, values, keep=keep or Keep(), metric=metric, claim=claim)
+
+    def _state(self) -> tuple[Tensors, dict[str, Any]]:
+        """Return what a run that goes on needs, once that is the same on all ranks: tensors, and values."""
         states = [callback.state() for callback in self.callbacks]
         arrays = {f"{i}/{k}": v for i, state in enumerate(states) for k, v in state.items() if _is_array(v)}
-        values = {
-            "model": self.model.description(),
-            "training": {
-                "epoch": self.epoch,
-                "step": self.step,
-                "ledger": self.ledger.state(),
-                "sums": None if self.sums is None else self.sums.tolist(),
-                "shapes": self.replica.shapes,
-                **self.replica.progress(),
-                "learning_rate": [self._first_rate, self._rate()],
-                "stopped": self.model.stop_training,
-                "states": [{k: v for k, v in state.items() if not _is_array(v)} for state in states],
-                **self._circumstances(),
-            },
-            "versions": circumstances(),
+        training = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "ledger": self.ledger.state(),
+            "sums": None if self.sums is None else self.sums.tolist(),
+            "shapes": self.replica.shapes,
+            **self.replica.progress(),
+            "learning_rate": [self._first_rate, self._rate()],
+            "stopped": self.model.stop_training,
+            "states": [{k: v for k, v in state.items() if not _is_array(v)} for state in states],
+            **self._circumstances(),
         }
-        tensors = {**self.replica.tensors(), "callbacks": arrays}
-        self.saver.save(path, tensors, values, keep=keep or Keep(), metric=metric, claim=claim)
+        return {**self.replica.tensors(), "callbacks": arrays}, {"training": training, "versions": self._versions}
+
+    def _remember(self) -> None:
+        """Leave the state with the supervisor, if it is the time, and all ranks have the same."""
+        if self._is_to_remember and self.replica.update.agrees:
+            with progress.phase(Phase.CHECKPOINT):
+                begin_s = time.monotonic()
+                self.memory.keep(self.replica.optimizer.steps, *self._state(), begin_s)
+
+    def _go_on(self) -> None:
+        """Go on from the step that the supervisor remembers, if that is later than what was resumed from."""
+        found = self.memory.begin(self.replica.optimizer.steps)
+        self._resume(shared(self.replica.comm, found) if self.memory.is_kept else None)
 
     def resume(self, path: str | os.PathLike[str]) -> None:
         """Go on from the newest whole checkpoint under `path`, if there is one, on all ranks alike.
@@ -171,7 +195,9 @@ class Fit:
         Raises:
             CheckpointError: the run that was saved had other data, another batch size, seed or callbacks.
         """
-        saved = read(self.replica.comm, path, may_be_missing=True)
+        self._resume(read(self.replica.comm, path, may_be_missing=True))
+
+    def _resume(self, saved: Checkpoint | None) -> None:
         if saved is not None:
             together(self.replica.comm, lambda: understood(saved, lambda: self._take_over(saved)))
             log.info("resumed from %s: epoch %d, step %d", saved.place, self.epoch, self.step)
@@ -200,7 +226,7 @@ class Fit:
             callback.restore({**state, **own})
 
     def _compare_circumstances(self, saved: Checkpoint) -> None:
-        changed = differences(saved.values["versions"], circumstances())
+        changed = differences(saved.values["versions"], self._versions)
         if changed and self.replica.comm.rank == 0:
             log.warning("%s: %s: the run goes on, but not to the same bits", saved.place, changed)
 
@@ -218,6 +244,11 @@ class Fit:
             log.warning(
                 "the learning rate was %s in the run that is resumed, and is %s now, as asked", last, self._rate()
             )
+
+    @functools.cached_property
+    def _versions(self) -> dict[str, str]:
+        """What the bits depend on, looked up once: to do so after each step would take longer than to remember it."""
+        return circumstances()
 
     def _circumstances(self) -> dict[str, Any]:
         """Return what must be as it was for a run to go on."""

@@ -229,7 +229,11 @@ def read(comm: Communicator, path: str | os.PathLike[str], *, may_be_missing: bo
             return None
         return checkpoint.load(path)
 
-    found = together(comm, load)
+    return shared(comm, together(comm, load))
+
+
+def shared(comm: Communicator, found: Checkpoint | None) -> Checkpoint | None:
+    """Return on all ranks what rank 0 has found, which may be nothing; every rank calls this."""
     header = comm.broadcast_json(None if found is None else _header(found))
     if header is None:
         return None

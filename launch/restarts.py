@@ -1,0 +1,64 @@
+"""Restarts: whether a job that has failed is started again, and on how many workers."""
+
+from collections.abc import Sequence
+
+from launch.job import Job
+from launch.report import Ending
+
+_ATTEMPTS = 2  # at a step at which each fails in the same way
+_DEATHS = 3  # the same, by a signal: whoever sends signals may send two at the same step
+
+
+class Restarts:
+    """What became of a job so far, and what is to become of it.
+
+    Args:
+        job: what is run, again and again.
+
+    Attributes:
+        sizes: numbers of workers to try for the next attempt, the most first.
+        goes_on: whether there is to be another attempt.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._fewest = job.min_workers or job.workers
+        self._causes: list[str] = []
+        self._failures: list[tuple[str, int | None]] = []
+        self.sizes: Sequence[int] = range(job.workers, self._fewest - 1, -1)
+        self.goes_on = False
+
+    def after(self, ending: Ending, kept: int | None) -> str:
+        """Note the end of an attempt, and return what is to be said of what follows; empty: nothing.
+
+        Args:
+            ending: of the attempt.
+            kept: how many steps the state in memory has, None where there is none.
+        """
+        self.goes_on = False
+        if not ending.kind or not self._job.max_restarts:
+            return self._summary() if ending.code else ""
+        self._failures.append((ending.kind, ending.step))
+        limit = _DEATHS if ending.kind.startswith("signal") else _ATTEMPTS
+        cause, left = ending.cause, self._job.max_restarts - len(self._causes)
+        if self._failures[-limit:] == [self._failures[-1]] * limit:
+            times = "three times" if limit == _DEATHS else "twice"
+            return (
+                f"disttrain: no restart: {cause}, {times} in a row, which a restart does not mend\n" + self._summary()
+            )
+        if not left:
+            return f"disttrain: no restart is left of {self._job.max_restarts}: {cause}\n" + self._summary()
+        self.goes_on = True
+        self._causes.append(cause)
+        # A rank that never ran is on a host that is lost, or full; any other can be started again.
+        most = (self._job.max_workers or self._job.workers) if ending.has_started else ending.workers - 1
+        self.sizes = range(max(most, self._fewest), self._fewest - 1, -1)
+        place = "from what the script has saved, or anew" if kept is None else f"from step {kept}"
+        return (
+            f"disttrain: restart {len(self._causes)} of {self._job.max_restarts}, because {cause}; it goes on {place},"
+        )
+
+    def _summary(self) -> str:
+        """Return a line for each restart that there was."""
+        causes = enumerate(self._causes, start=1)
+        return "".join(f"disttrain: restart {number} was because {cause}\n" for number, cause in causes)

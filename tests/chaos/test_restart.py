@@ -1,0 +1,186 @@
+"""A job whose workers are killed goes on by itself, from its last step, on any number of workers, to the same bits."""
+
+import dataclasses
+import itertools
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.usefixtures("mpi"), pytest.mark.timeout(240)]
+
+EPOCHS, STEPS = 3, 24  # of 60 samples, 8 to a batch
+INTERVAL = 7  # between two files
+LIMIT_S = 5.0  # median, from a kill to the next step
+TRIALS = 200
+SHORT = (2, 3, 7)  # of them: shared memory, MPI and TCP; one rank and all; with files and without
+_PAUSES_S = pytest.StashKey[list[float]]()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What is done to a job; chosen by its number alone, so that it can be repeated."""
+
+    sizes: list[int]  # workers that there is room for, one more than there are kills
+    launcher: str
+    transport: str
+    targets: list[str]
+    delays_s: list[float]
+    has_files: bool
+
+
+def trial(number):
+    chance = random.Random(number)
+    launcher, transport = chance.choice([("local", "shm"), ("local", "tcp"), ("mpirun", "")])
+    kills = chance.choice([1, 1, 2])
+    targets = [chance.choice(["rank", "rank", "all"]) for _ in range(kills)]
+    has_files = chance.random() < 0.5
+    if has_files and chance.random() < 0.3:
+        targets[-1] = "supervisor"
+    return Trial(
+        sizes=[chance.randint(1, 4) for _ in range(kills + 1)],
+        launcher=launcher,
+        transport=transport,
+        targets=targets,
+        delays_s=[chance.uniform(0.3, 3.0) for _ in range(kills)],
+        has_files=has_files,
+    )
+
+
+@pytest.fixture
+def pauses_s(request):
+    """Return seconds from a kill to the next step, of all tests of this session."""
+    return request.config.stash.setdefault(_PAUSES_S, [])
+
+
+@pytest.fixture(scope="session")
+def undisturbed():
+    """Return what a run prints that nobody disturbs; filled by the tests."""
+    return {}
+
+
+@pytest.fixture
+def job(program):
+    """Return a program in whose folder are the training, and a launcher that has not always room."""
+    program.limit_s = 120.0
+    (program.folder / "kinds").mkdir()
+    for name, to in (("restarted.py", "."), ("scarce.py", "kinds")):
+        shutil.copy(Path(__file__).with_name(name), program.folder / to)
+    return program
+
+
+def start(job, each, room):
+    (job.folder / "room").write_text(f"{room} {each.launcher}")
+    transport = ["--transport", each.transport] if each.transport else []
+    bounds = ["--max-restarts", "9", "--min-workers", "1", "--max-workers", "4"]
+    files = ["files"] if each.has_files else []
+    return job.start(
+        "run", "-n", "4", "--launcher", "kinds.scarce", *transport, *bounds, "restarted.py", str(EPOCHS), *files
+    )
+
+
+def workers_of(process):
+    """Return the pids of the ranks that run."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if child.cmdline()[1:4] == ["-P", "-m", "launch.worker"]:
+                found.append(child.pid)
+        except psutil.Error:
+            continue
+    return sorted(found)
+
+
+def notes_of(job, rank):
+    path = job.folder / f"steps.{rank}"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def kill(job, process, target, chance):
+    """Kill as `target` says; return when, and how far rank 0 was; None if there was nobody left."""
+    pids = workers_of(process)
+    if not pids:
+        return None
+    victims = {"all": pids, "rank": [chance.choice(pids)], "supervisor": [process.pid]}[target]
+    for pid in victims:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    return time.monotonic()
+
+
+def attempts_of(lines):
+    """Return, for each attempt that a rank took part in, its steps with their times."""
+    found = []
+    for line in lines:
+        if line.startswith("pid"):
+            found.append([])
+        else:
+            step, time_s = line.split()
+            found[-1].append((int(step), float(time_s)))
+    return [each for each in found if each]
+
+
+def end_of(done):
+    assert done.exit_code == 0, done.err
+    (found,) = re.findall(r"finished .*", done.out)
+    return found
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=() if n in SHORT else pytest.mark.long) for n in range(TRIALS)]
+)
+def test_same_bits(job, undisturbed, pauses_s, number):
+    if not undisturbed:
+        alone = job.run("run", "restarted.py", str(EPOCHS))
+        undisturbed["end"] = end_of(alone)
+        (job.folder / "steps.0").unlink()
+    each, chance = trial(number), random.Random(~number)
+    process, killed_s = start(job, each, each.sizes[0]), []
+    for target, delay_s, room in zip(each.targets, each.delays_s, each.sizes[1:], strict=True):
+        time.sleep(delay_s)
+        (job.folder / "room").write_text(f"{room} {each.launcher}")
+        if (at_s := kill(job, process, target, chance)) is None:
+            break
+        killed_s.append(at_s)
+        if target == "supervisor":
+            first = job.finish(process)
+            assert first.exit_code == -signal.SIGKILL
+            await_end_of(job)
+            process = start(job, each, room)
+    done = job.finish(process)
+    assert end_of(done) == undisturbed["end"], f"{each}\n{done.err}"
+    attempts = attempts_of(notes_of(job, 0))
+    assert attempts[-1][-1][0] == STEPS
+    for before, after in itertools.pairwise(attempts):
+        at_s = max((at_s for at_s in killed_s if at_s < after[0][1]), default=None)
+        lost = before[-1][0] + 1 - after[0][0]
+        limit = INTERVAL + 1 if "supervisor" in each.targets else 1
+        assert 0 <= lost <= limit, f"{lost} steps were lost: {each}\n{done.err}"
+        pauses_s.append(after[0][1] - at_s)
+    restarts = re.findall(r"disttrain: restart \d+ of 9, because .* goes on from .*, on \d worker", done.err)
+    assert "supervisor" in each.targets or len(restarts) >= len(attempts) - 1, done.err
+
+
+def await_end_of(job):
+    """Wait for the workers of a supervisor that was killed: SIGTERM ends them."""
+    end_s = time.monotonic() + 20
+    while [left for left in job.left() if "psutil" in left]:
+        assert time.monotonic() < end_s, job.left()
+        time.sleep(0.05)
+    for left in (job.folder / "temporary").iterdir():
+        shutil.rmtree(left)
+
+
+def test_median_pause(pauses_s):
+    if not pauses_s:
+        pytest.skip("no trial has run before this")
+    assert statistics.median(pauses_s) < LIMIT_S
