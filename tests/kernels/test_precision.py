@@ -38,7 +38,7 @@ def test_another_precision_takes_effect_in_the_next_step_of_a_model_that_has_a_p
     x, y = np.ones((5, 4), np.float32), np.ones((5, 3), np.float32)
     for _ in range(3):
         model.train_on_batch(x, y)
-    step = next(iter(model._replicas.values())).step
+    step = next(iter(model._replicas.values())).steps[0]
     assert len(step.training.plans) == 1
     dt.set_matmul_precision("medium")
     for _ in range(3):
