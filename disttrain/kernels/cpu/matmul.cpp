@@ -29,6 +29,8 @@ namespace {
 constexpr int64_t DEPTH = 384;       // products summed in registers; the rows of a for them stay in L1
 constexpr int64_t COLUMNS = 512;     // of b copied at a time: 768 KiB, which stay in L2
 constexpr int64_t TERMS = 1 << 19;   // of a thread, at least: ten microseconds
+constexpr int64_t FEW = 4;           // tiles, one below the other
+constexpr int64_t FLOATS_OF_LINE = 16;
 
 static_assert(PRODUCT_ROWS <= LANES && COLUMNS % WIDE == 0);
 
@@ -111,8 +113,11 @@ bool multiply_by_vectors(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, fl
         return false;
     float* right = scratch.take<float>(panels * distance);
     float* left = scratch.take<float>(deep * rows + LANES);
-    for (int64_t j = 0; j < n; j += COLUMNS) {
-        const int64_t columns = std::min(COLUMNS, n - j), whole = straight ? columns - columns % WIDE : 0;
+    // For few rows of a, to wait for b takes half as long as to compute: then the next block is fetched with each tile.
+    const bool fetches = tiles <= FEW;
+    const int64_t wide = fetches ? COLUMNS / 2 : COLUMNS;
+    for (int64_t j = 0; j < n; j += wide) {
+        const int64_t columns = std::min(wide, n - j), whole = straight ? columns - columns % WIDE : 0;
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t first = std::min(block * deep, k), depth = std::min(deep, k - first);
             const float* of_b = b.data + first * b.row + j * b.column;
@@ -128,6 +133,9 @@ bool multiply_by_vectors(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, fl
             Epilogue now = epilogue;
             now.add = epilogue.add || block > 0;
             if (block + 1 < blocks) now.bias = nullptr, now.relu = false;
+            const bool below = block + 1 < blocks;
+            const float* ahead = b.data + (below ? first + deep : 0) * b.row + (below ? j : j + wide) * b.column;
+            int64_t lines = fetches && (below || j + wide < n) ? (b.column == 1 ? wide : deep) / FLOATS_OF_LINE : 0;
             for (int64_t i = 0; i < m; i += rows) {
                 const int64_t height = std::min(rows, m - i);
                 Matrix part{a.data + i * a.row + first * a.column, a.row, a.column};
@@ -139,6 +147,9 @@ bool multiply_by_vectors(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, fl
                     const int64_t held = std::min(WIDE, columns - v);
                     if (now.bias) now.bias = epilogue.bias + j + v;
                     const bool here = v < whole;
+                    now.ahead = lines > 0 ? ahead : nullptr;
+                    now.ahead_step = lines > 0 ? b.column == 1 ? b.row : b.column : 0;
+                    ahead += FLOATS_OF_LINE, lines--;
                     tile_of(height, held)(depth, part, here ? of_b + v : right + v / WIDE * distance,
                                           here ? b.row : held > LANES ? WIDE : LANES, c + i * c_row + j + v, c_row,
                                           held, now);

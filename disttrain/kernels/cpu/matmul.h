@@ -17,6 +17,8 @@ struct Epilogue {
     const float* bias = nullptr;  // one float per column of c, added; or none
     bool relu = false;
     bool add = false;  // to what c holds; else c is only written
+    const float* ahead = nullptr;  // what is fetched into the cache meanwhile: a line there, the next `ahead_step` on, ...
+    int64_t ahead_step = 0;
 };
 
 // How exactly: as in disttrain/kernels/precision.py. Without matrix units all of them compute in float32.

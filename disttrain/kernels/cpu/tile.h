@@ -23,7 +23,9 @@ void tile(int64_t depth, const Matrix& a, const float* b, int64_t b_row, float* 
     const float* rows[(ROWS + 2) / 3];  // every third: an address may add once or twice a distance
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; i += 3) rows[i / 3] = a.data + i * a.row;
-    for (int64_t p = 0; p < depth; p++, b += b_row) {
+    const float* ahead = epilogue.ahead ? epilogue.ahead : b;  // an address that is none would be looked up each time
+    for (int64_t p = 0; p < depth; p++, b += b_row, ahead += epilogue.ahead_step) {
+        __builtin_prefetch(ahead, 0, 2);  // into L2
         Vector right[VECTORS];
         for (int v = 0; v < VECTORS; v++) right[v] = load(b + v * LANES);
 #pragma GCC unroll 16
