@@ -24,6 +24,7 @@ class Report:
         time_s: when, by `time.monotonic`, which is common to the processes of a host.
         exit_code: what the job is to end with; never 0.
         text: the traceback, with all notes.
+        error: its last line without them, shortened.
     """
 
     rank: int
@@ -32,6 +33,7 @@ class Report:
     time_s: float
     exit_code: int
     text: str
+    error: str = ""
 
     def write(self, folder: Path) -> None:
         """Leave this report in `folder`, in one step: nobody reads half of it."""
@@ -66,6 +68,7 @@ class Ending:
             end.
         rank: the first that failed, None where that is not known.
         workers: how many there were.
+        why: what it did, in a few words.
         step: the one that this rank had begun last, None before the first, or where that is not known.
         has_started: whether this rank ever ran.
     """
@@ -75,6 +78,7 @@ class Ending:
     kind: str = ""
     rank: int | None = None
     workers: int = 1
+    why: str = ""
     step: int | None = None
     has_started: bool = True
 
@@ -82,14 +86,7 @@ class Ending:
     def cause(self) -> str:
         """Who failed, and why, in a few words."""
         who = "a rank" if self.rank is None else f"rank {self.rank} of {self.workers}"
-        what = {
-            "exception": "raised an exception",
-            "hang": "held up the others",
-            "exit": f"ended with code {self.code}",
-        }
-        name, _, number = self.kind.partition(" ")
-        why = f"was ended by {signal.Signals(int(number)).name}" if number else what[name]
-        return f"{who} {why}, {'before its first step' if self.step is None else f'in step {self.step}'}"
+        return f"{who} {self.why}, {'before its first step' if self.step is None else f'in step {self.step}'}"
 
 
 def read_reports(folder: Path) -> list[Report]:
@@ -130,3 +127,8 @@ def loss_in_words(rank: int | None, world_size: int, exit_code: int, number: int
         return f"disttrain: {who} ended with exit code {exit_code}, without an exception\n"
     hint = f"; {memory or _MAYBE_MEMORY}" if number == signal.SIGKILL else ""
     return f"disttrain: {who} was ended by signal {number} ({signal.Signals(number).name}){hint}\n"
+
+
+def killed(number: int) -> str:
+    """Return what became of a process that a signal has ended, in a few words."""
+    return f"was ended by {signal.Signals(number).name}"

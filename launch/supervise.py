@@ -26,7 +26,7 @@ from launch import memory, posix, stacks
 from launch.diagnosis import HUNG, hang_in_words, last_words, memory_in_words, others_in_words
 from launch.job import Command, Job, commands
 from launch.relay import HOLD_S, Sink, Stream
-from launch.report import Ending, loss_in_words, read_reports, signal_in
+from launch.report import Ending, killed, loss_in_words, read_reports, signal_in
 from launch.restarts import Restarts
 from launch.watch import LOOK_S, STACKS, Watch, read_records
 from launch.worker import EXITED, FAILED, INTERRUPTED, PIPES
@@ -220,10 +220,10 @@ class _Running:
             text = first.words("first") if is_first else loss + first.words("then")
             text += self._others(first.rank if is_first else self._lost)
             if is_first:
-                return self._failure(first.exit_code, text, "exception", first.rank)
-            return self._failure(first.exit_code, text, f"signal {number}", self._lost)
+                return self._failure(first.exit_code, text, "exception", first.rank, f"failed with {first.error}")
+            return self._failure(first.exit_code, text, f"signal {number}", self._lost, killed(number))
         if self._hang:
-            return self._failure(HUNG, self._hang, "hang", self._culprit)
+            return self._failure(HUNG, self._hang, "hang", self._culprit, "held up the others")
         if self._asked:
             return Ending(code=128 + self._asked)
         if not code:
@@ -231,10 +231,11 @@ class _Running:
         # Of a signal the launcher knows no more than this; of anything else it may.
         loss += self._others(self._lost)
         if number:
-            return self._failure(128 + number, loss, f"signal {number}", self._lost)
-        return self._failure(code, self._unsaid.decode(errors="replace") + loss, "exit", self._lost)
+            return self._failure(128 + number, loss, f"signal {number}", self._lost, killed(number))
+        loss = self._unsaid.decode(errors="replace") + loss
+        return self._failure(code, loss, "exit", self._lost, f"ended with exit code {code}")
 
-    def _failure(self, code: int, report: str, kind: str, rank: int | None) -> Ending:
+    def _failure(self, code: int, report: str, kind: str, rank: int | None, why: str) -> Ending:
         """Return an end that a restart may mend, unless the end was asked for."""
         sight = None if rank is None else self._watch.sights.get(rank)
         return Ending(
@@ -243,6 +244,7 @@ class _Running:
             kind="" if self._asked else kind,
             rank=rank,
             workers=self._job.workers,
+            why=why,
             step=None if sight is None else sight.record.step,
             has_started=rank is None or sight is not None,
         )

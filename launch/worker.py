@@ -26,6 +26,7 @@ from launch.report import Report
 from launch.watch import RECORD, STACKS
 
 PIPES = ("out", "err", "alive")  # of each rank; its supervisor made them in the job's folder
+_LINE_LENGTH = 120
 DONE, FAILED, INTERRUPTED, EXITED = b".", b"!", b"^", b"x"  # the last word on `alive`; after EXITED the exit code
 
 
@@ -151,6 +152,7 @@ def _report(error: BaseException, place: env.Place, exit_code: int, time_s: floa
         for frame in [each for each in frames if each.filename == frames[0].filename][-1:]:
             error.add_note(f"at {frame.filename}:{frame.lineno}")
         trace = None
+    only = traceback.format_exception_only(error)  # of a SyntaxError also where it is, set off
     error.add_note(f"rank {place.rank} of {place.world_size}, host {host}")
     return Report(
         rank=place.rank,
@@ -159,6 +161,7 @@ def _report(error: BaseException, place: env.Place, exit_code: int, time_s: floa
         time_s=time_s,
         exit_code=exit_code,
         text="".join(traceback.format_exception(type(error), error, trace)),
+        error=next(line for line in only if not line.startswith(" ")).partition("\n")[0][:_LINE_LENGTH],
     )
 
 

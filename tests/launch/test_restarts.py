@@ -1,0 +1,183 @@
+"""What a failure leads to: another attempt, on how many workers, or the end; and what is said."""
+
+import re
+
+import pytest
+
+from launch.job import Job
+from launch.report import Ending
+from launch.restarts import Restarts
+
+
+def restarts(workers=4, fewest=0, most=0, times=3):
+    return Restarts(Job(workers=workers, script="t.py", max_restarts=times, min_workers=fewest, max_workers=most))
+
+
+def failure(kind="signal 9", step=5, **more):
+    return Ending(
+        **{"code": 137, "kind": kind, "rank": 1, "workers": 4, "step": step, "why": "was ended by SIGKILL", **more}
+    )
+
+
+def test_says_who_why_where_from_and_how_many_are_left():
+    said = restarts().after(failure(), 5)
+    assert (
+        said
+        == "disttrain: restart 1 of 3, because rank 1 of 4 was ended by SIGKILL, in step 5; it goes on from step 5,"
+    )
+
+
+@pytest.mark.parametrize("ending", [Ending(code=0), Ending(code=75, report="asked"), Ending(code=143)])
+def test_what_is_no_failure_is_not_started_again(ending):
+    policy = restarts()
+    assert policy.after(ending, 5) == ""
+    assert not policy.goes_on
+
+
+@pytest.mark.parametrize(("kind", "times"), [("exception", 2), ("hang", 2), ("exit", 2), ("signal 11", 3)])
+@pytest.mark.parametrize("step", [None, 17])
+def test_the_same_end_at_the_same_step_is_not_mended(kind, times, step):
+    policy = restarts(times=9)
+    for _ in range(times - 1):
+        policy.after(failure(kind, step), 5)
+        assert policy.goes_on
+    said = policy.after(failure(kind, step), 5)
+    assert not policy.goes_on
+    assert "in a row, which a restart does not mend" in said
+    assert said.count("\n") == times  # and a line for each restart before
+
+
+def test_another_step_or_another_end_counts_anew():
+    policy = restarts(times=9)
+    for kind, step in [("exception", 1), ("exception", 2), ("exit", 2), ("exception", 2), ("signal 9", 2)]:
+        policy.after(failure(kind, step), 5)
+        assert policy.goes_on
+
+
+def test_restarts_are_counted():
+    policy = restarts(times=2)
+    for step in (1, 2):
+        policy.after(failure(step=step), None)
+        assert policy.goes_on
+    assert "no restart is left of 2" in policy.after(failure(step=3), None)
+    assert not policy.goes_on
+
+
+def test_sizes_go_down_to_the_fewest_and_up_to_the_most():
+    policy = restarts(workers=3, fewest=2, most=5)
+    assert list(policy.sizes) == [3, 2]
+    policy.after(failure(step=1), None)
+    assert list(policy.sizes) == [5, 4, 3, 2]
+    policy.after(failure(step=None, workers=5, has_started=False), None)  # one of five never ran
+    assert list(policy.sizes) == [4, 3, 2]
+    policy.after(failure(step=2, workers=4), None)
+    assert list(policy.sizes) == [5, 4, 3, 2]
+
+
+def test_without_bounds_the_number_stays():
+    policy = restarts(workers=3)
+    policy.after(failure(step=1, workers=3), None)
+    assert list(policy.sizes) == [3]
+    policy.after(failure(step=None, workers=3, has_started=False), None)
+    assert list(policy.sizes) == [3]
+
+
+FAILS = """
+import os, signal, sys, time
+attempt = len(os.listdir("attempts"))
+open(f"attempts/{attempt}", "w").close()
+print("attempt", attempt, "of", os.environ.get("DISTTRAIN_WORLD_SIZE", 1))
+"""
+
+
+def run(program, script, *options):
+    (program.folder / "attempts").mkdir()
+    program.script(FAILS + script)
+    return program.run("run", *options, "--max-restarts", "3", "script.py")
+
+
+def test_a_script_that_cannot_start_ends_after_two_attempts_with_its_report(program):
+    done = run(program, "import no_such_module")
+    assert done.exit_code == 1
+    assert done.out == "attempt 0\nattempt 1\n".replace("\n", " of 1\n")
+    assert done.err.count("Traceback (most recent call last)") == 2
+    cause = "rank 0 of 1 failed with ModuleNotFoundError: No module named 'no_such_module', before its first step"
+    assert f"disttrain: no restart: {cause}, twice in a row" in done.err
+    assert done.err.endswith(f"disttrain: restart 1 was because {cause}\n")
+
+
+def test_a_failure_that_does_not_come_again_is_mended_and_told(program):
+    done = run(program, "assert attempt, 'only once'")
+    assert done.exit_code == 0
+    assert "AssertionError: only once" in done.err
+    assert (
+        "disttrain: restart 1 of 3, because rank 0 of 1 failed with AssertionError: only once, before its first step; "
+        "it goes on from what the script has saved, or anew, on 1 worker\n"
+    ) in done.err
+
+
+def test_the_exit_code_is_that_of_the_last_attempt(program):
+    done = run(program, "sys.exit(3) if attempt else os.kill(os.getpid(), signal.SIGKILL)")
+    assert done.exit_code == 3
+    assert "was ended by SIGKILL" in done.err
+    assert len(list((program.folder / "attempts").iterdir())) == 3  # the exit comes twice
+
+
+def test_a_job_that_was_asked_to_end_is_not_started_again(program):
+    (program.folder / "attempts").mkdir()
+    program.script(FAILS + "open('ready', 'w').write('yes'); time.sleep(100)")
+    process = program.start("run", "--max-restarts", "3", "script.py")
+    program.await_file("ready")
+    process.terminate()
+    done = program.finish(process)
+    assert done.exit_code == 143
+    assert "restart" not in done.err
+
+
+def test_a_job_that_has_saved_its_state_is_not_started_again(program):
+    done = run(program, "from disttrain.errors import Preempted; raise Preempted('received SIGTERM')")
+    assert done.exit_code == 75
+    assert "restart" not in done.err
+
+
+def test_fewer_workers_go_on_and_more_as_soon_as_there_is_room(program):
+    (program.folder / "mine").mkdir()
+    program.script(
+        """
+import os
+from disttrain.errors import LaunchError
+from launch import local
+
+def commands(job):
+    room = [3, 1, 2][len(os.listdir("attempts"))] if job.workers > 1 else 1
+    if job.workers > room:
+        raise LaunchError(f"there is room for {room}")
+    return local.commands(job)
+""",
+        "mine/scarce.py",
+    )
+    (program.folder / "attempts").mkdir()
+    program.script(
+        """
+import os, signal, sys
+size, rank = (int(os.environ.get(f"DISTTRAIN_{n}", d)) for n, d in (("WORLD_SIZE", 1), ("RANK", 0)))
+if rank == 0:
+    open(f"attempts/{size}", "w").close()
+    sys.exit(5) if size == 3 else os.kill(os.getpid(), signal.SIGKILL) if size == 1 else None
+"""
+    )
+    done = program.run(
+        "run", "-n", "3", "--launcher", "mine.scarce", "--max-restarts", "3", "--min-workers", "1", "script.py"
+    )
+    assert done.exit_code == 0, done.err
+    assert sorted(path.name for path in (program.folder / "attempts").iterdir()) == ["1", "2", "3"]
+    assert "disttrain: 3 workers cannot be started: there is room for 1\n" in done.err
+    assert re.search("restart 1 of 3, because rank 0 of 3 failed with SystemExit: 5, .* on 1 worker\n", done.err)
+    assert re.search("restart 2 of 3, because rank 0 of 1 was ended by SIGKILL, .* on 2 workers\n", done.err)
+
+
+def test_bounds_that_exclude_the_number_of_workers_are_refused(program):
+    program.script("")
+    done = program.run("run", "-n", "2", "--min-workers", "3", "script.py")
+    assert done.exit_code == 2
+    assert "-n 2 does not lie between --min-workers and --max-workers" in done.err
