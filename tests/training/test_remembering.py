@@ -90,6 +90,18 @@ def test_goes_on_again_and_again(supervisor, undisturbed):
     assert taken == list(range(3 * STEPS))
 
 
+def test_what_callbacks_hold_goes_on(supervisor, undisturbed):
+    def best():
+        return [dt.callbacks.EarlyStopping("loss", mode="max", restore_best_weights=True)]
+
+    expected = undisturbed(callbacks=best())  # the loss falls: the best epoch, and its weights, are the first
+    with pytest.raises(Killed):
+        script(Until(STEPS + 2), callbacks=best())
+    again = Until()
+    assert script(again, callbacks=best()) == expected
+    assert again.taken[0] == STEPS + 2
+
+
 def test_of_several_fits_the_one_that_was_killed_goes_on(supervisor, undisturbed):
     expected = undisturbed(epochs=(1, 2, 1))
     with pytest.raises(Killed):
