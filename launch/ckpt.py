@@ -215,7 +215,7 @@ def _summary(entry: Entry) -> dict[str, Any]:
         "bytes": entry.size,
         "epoch": training.get("epoch"),
         "iterations": training.get("iterations", values.get("iterations")),
-        "metric": f"{metric.get('name')} {metric.get('value')}" if isinstance(metric, dict) else None,
+        "metric": f"{metric.get('name')} {_short(metric.get('value'))}" if isinstance(metric, dict) else None,
         "state": "" if entry.is_whole else "unreadable" if entry.unknown else "damaged",
     }
 
@@ -260,3 +260,7 @@ def _show(columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
 def _printable(text: str) -> str:
     """Return `text`, which a file said, without what a terminal would take for a command."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _short(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
