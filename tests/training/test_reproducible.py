@@ -245,3 +245,36 @@ def test_shards_that_differ_in_their_calls_are_told():
 
     with pytest.raises(ConfigError, match="in one shard of it and not in another"):
         worlds.alone(fit)
+
+
+@dt.op
+def scaled(w, x):
+    return x * w
+
+
+@scaled.vjp
+def _(g, _y, w, x):
+    own = dt.ops.sum(g * x, axis=0)
+    # in its rule, after the gradient of a parameter is there: other shards compute theirs meanwhile
+    everybody_s = dt.layers.current_step().total(dt.ops.sum(g, axis=0))
+    return own, g * w + 1e-3 * everybody_s
+
+
+class Scale(dt.Layer):
+    def build(self, input_shape):
+        self.factor = self.add_weight("factor", input_shape[-1:], "ones")
+
+    def call(self, x):
+        return scaled(self.factor, x)
+
+
+def test_a_shard_does_not_write_over_a_gradient_that_another_has_not_delivered_yet():
+    def fit(comm, static):
+        model = dt.Sequential([LAYERS.Dense(6, input_shape=(4,)), Scale(), LAYERS.Dense(3, activation="softmax")])
+        model.compile("sgd", "sparse_categorical_crossentropy", static=static)
+        model.fit(*worlds.blobs(80), batch_size=16, epochs=2, verbose=0, shards=8)
+        return dt.state_digest(model)
+
+    eager = worlds.alone(lambda comm: fit(comm, static=False))
+    assert worlds.alone(lambda comm: fit(comm, static=True)) == eager
+    assert set(threads.run(3, fit, True)) == {eager}
