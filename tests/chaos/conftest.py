@@ -1,6 +1,7 @@
 """Jobs in which one rank fails on purpose: the program, and a table of what became of each."""
 
 import dataclasses
+import statistics
 
 import pytest
 
@@ -9,6 +10,7 @@ from tests.launch.conftest import mpi, program
 __all__ = ["mpi", "program", "table"]
 
 _ROWS = pytest.StashKey[list["Row"]]()
+_PAUSES_S = pytest.StashKey[list[float]]()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,18 @@ def table(request):
     return request.config.stash.setdefault(_ROWS, [])
 
 
+@pytest.fixture
+def pauses_s(request):
+    """Return seconds from a kill to the next step, of all tests of this session; their median ends it."""
+    return request.config.stash.setdefault(_PAUSES_S, [])
+
+
 def pytest_terminal_summary(terminalreporter, config):
+    if (pauses_s := config.stash.get(_PAUSES_S, [])) and config.option.verbose > 0:
+        terminalreporter.write_line(
+            f"{len(pauses_s)} restarts, from the kill to the next step: median {statistics.median(pauses_s):.1f} s, "
+            f"{min(pauses_s):.1f} to {max(pauses_s):.1f} s"
+        )
     rows = config.stash.get(_ROWS, [])
     if rows and config.option.verbose > 0:
         terminalreporter.write_line(

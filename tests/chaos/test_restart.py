@@ -21,7 +21,6 @@ INTERVAL = 7  # between two files
 LIMIT_S = 5.0  # median, from a kill to the next step
 TRIALS = 200
 SHORT = (2, 3, 7)  # of them: shared memory, MPI and TCP; one rank and all; with files and without
-_PAUSES_S = pytest.StashKey[list[float]]()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,12 +51,6 @@ def trial(number):
         delays_s=[chance.uniform(0.3, 3.0) for _ in range(kills)],
         has_files=has_files,
     )
-
-
-@pytest.fixture
-def pauses_s(request):
-    """Return seconds from a kill to the next step, of all tests of this session."""
-    return request.config.stash.setdefault(_PAUSES_S, [])
 
 
 @pytest.fixture(scope="session")
