@@ -70,7 +70,7 @@ class Ending:
         workers: how many there were.
         why: what it did, in a few words.
         step: the one that this rank had begun last, None before the first, or where that is not known.
-        has_started: whether this rank ever ran.
+        has_started: whether this rank ever ran; where none is known, whether all did, as far as this host sees.
     """
 
     code: int

@@ -246,7 +246,7 @@ class _Running:
             workers=self._job.workers,
             why=why,
             step=None if sight is None else sight.record.step,
-            has_started=rank is None or sight is not None,
+            has_started=len(self._watch.sights) == self._job.workers if rank is None else sight is not None,
         )
 
     def say(self, text: str) -> None:

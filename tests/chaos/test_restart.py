@@ -20,7 +20,6 @@ EPOCHS, STEPS = 3, 24  # of 60 samples, 8 to a batch
 INTERVAL = 7  # between two files
 LIMIT_S = 5.0  # median, from a kill to the next step
 TRIALS = 200
-SHORT = (2, 3, 7)  # of them: shared memory, MPI and TCP; one rank and all; with files and without
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +96,7 @@ def notes_of(job, rank):
 
 
 def kill(job, process, target, chance):
-    """Kill as `target` says; return when, and how far rank 0 was; None if there was nobody left."""
+    """Kill as `target` says, and return when; None if there was nobody left."""
     pids = workers_of(process)
     if not pids:
         return None
@@ -128,14 +127,52 @@ def end_of(done):
     return found
 
 
+def run_alone(job):
+    done = job.run("run", "restarted.py", str(EPOCHS))
+    (job.folder / "steps.0").unlink()
+    return end_of(done)
+
+
+def check(job, each, killed_s, pauses_s, words):
+    """Compare, for each restart, the last step before it and the first after it, as rank 0 has them."""
+    attempts = attempts_of(notes_of(job, 0))
+    assert attempts[-1][-1][0] == STEPS
+    for before, after in itertools.pairwise(attempts):
+        lost = before[-1][0] + 1 - after[0][0]
+        limit = INTERVAL + 1 if "supervisor" in each.targets else 1
+        assert 0 <= lost <= limit, f"{lost} steps were lost: {each}\n{words}"
+        pauses_s.append(after[0][1] - max(at_s for at_s in killed_s if at_s < after[0][1]))
+    restarts = re.findall(r"disttrain: restart \d+ of 9, because .* goes on from .*, on \d worker", words)
+    assert "supervisor" in each.targets or len(restarts) >= len(attempts) - 1, words
+    return len(attempts)
+
+
 @pytest.mark.parametrize(
-    "number", [pytest.param(n, marks=() if n in SHORT else pytest.mark.long) for n in range(TRIALS)]
+    ("launcher", "transport", "target", "sizes"),
+    [("local", "shm", "rank", [3, 2]), ("local", "tcp", "all", [2, 3]), ("mpirun", "", "rank", [2, 1])],
 )
-def test_same_bits(job, undisturbed, pauses_s, number):
+def test_a_job_goes_on_from_the_step_at_which_it_was_killed(
+    job, undisturbed, pauses_s, launcher, transport, target, sizes
+):
     if not undisturbed:
-        alone = job.run("run", "restarted.py", str(EPOCHS))
-        undisturbed["end"] = end_of(alone)
-        (job.folder / "steps.0").unlink()
+        undisturbed["end"] = run_alone(job)
+    each = Trial(
+        sizes=sizes, launcher=launcher, transport=transport, targets=[target], delays_s=[], has_files=target == "all"
+    )
+    process = start(job, each, sizes[0])
+    await_steps(job, 5)
+    (job.folder / "room").write_text(f"{sizes[1]} {launcher}")
+    at_s = kill(job, process, target, random.Random(0))
+    done = job.finish(process)
+    assert end_of(done) == undisturbed["end"], done.err
+    assert check(job, each, [at_s], pauses_s, done.err) == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(TRIALS))
+def test_same_bits_whenever_it_is_killed(job, undisturbed, pauses_s, number):
+    if not undisturbed:
+        undisturbed["end"] = run_alone(job)
     each, chance = trial(number), random.Random(~number)
     process, killed_s = start(job, each, each.sizes[0]), []
     for target, delay_s, room in zip(each.targets, each.delays_s, each.sizes[1:], strict=True):
@@ -151,16 +188,15 @@ def test_same_bits(job, undisturbed, pauses_s, number):
             process = start(job, each, room)
     done = job.finish(process)
     assert end_of(done) == undisturbed["end"], f"{each}\n{done.err}"
-    attempts = attempts_of(notes_of(job, 0))
-    assert attempts[-1][-1][0] == STEPS
-    for before, after in itertools.pairwise(attempts):
-        at_s = max((at_s for at_s in killed_s if at_s < after[0][1]), default=None)
-        lost = before[-1][0] + 1 - after[0][0]
-        limit = INTERVAL + 1 if "supervisor" in each.targets else 1
-        assert 0 <= lost <= limit, f"{lost} steps were lost: {each}\n{done.err}"
-        pauses_s.append(after[0][1] - at_s)
-    restarts = re.findall(r"disttrain: restart \d+ of 9, because .* goes on from .*, on \d worker", done.err)
-    assert "supervisor" in each.targets or len(restarts) >= len(attempts) - 1, done.err
+    check(job, each, killed_s, pauses_s, done.err)
+
+
+def await_steps(job, number):
+    """Wait until rank 0 has taken so many steps."""
+    end_s = time.monotonic() + 60
+    while len(notes_of(job, 0)) <= number:
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
 
 
 def await_end_of(job):

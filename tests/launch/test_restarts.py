@@ -176,6 +176,28 @@ if rank == 0:
     assert re.search("restart 2 of 3, because rank 0 of 1 was ended by SIGKILL, .* on 2 workers\n", done.err)
 
 
+def test_where_a_worker_never_runs_one_less_is_tried(program):
+    (program.folder / "mine").mkdir()
+    program.script(
+        """
+from launch import local
+from launch.job import Command
+
+def commands(job):
+    broken = [Command(argv=("sh", "-c", "exit 7"))] if job.workers > 1 else []
+    return local.commands(job)[len(broken):] + broken
+""",
+        "mine/broken.py",
+    )
+    program.script("print('done')")
+    options = ("--launcher", "mine.broken", "--max-restarts", "1", "--min-workers", "1")
+    done = program.run("run", "-n", "2", *options, "script.py")
+    assert done.exit_code == 0, done.err
+    assert "a rank ended with exit code 7" in done.err
+    assert "on 1 worker\n" in done.err
+    assert done.out.endswith("done\n")
+
+
 def test_bounds_that_exclude_the_number_of_workers_are_refused(program):
     program.script("")
     done = program.run("run", "-n", "2", "--min-workers", "3", "script.py")
