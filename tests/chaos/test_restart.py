@@ -30,6 +30,7 @@ class Trial:
     launcher: str
     transport: str
     targets: list[str]
+    waits: list[bool]  # whether a kill comes after a step of the attempt, or may come while it starts
     delays_s: list[float]
     has_files: bool
 
@@ -47,7 +48,8 @@ def trial(number):
         launcher=launcher,
         transport=transport,
         targets=targets,
-        delays_s=[chance.uniform(0.3, 3.0) for _ in range(kills)],
+        waits=[chance.random() < 0.7 for _ in range(kills)],
+        delays_s=[chance.uniform(0, 1.5) for _ in range(kills)],
         has_files=has_files,
     )
 
@@ -97,7 +99,7 @@ def notes_of(job, rank):
 
 def kill(job, process, target, chance):
     """Kill as `target` says, and return when; None if there was nobody left."""
-    pids = workers_of(process)
+    pids = workers_of(process) if process.poll() is None else []
     if not pids:
         return None
     victims = {"all": pids, "rank": [chance.choice(pids)], "supervisor": [process.pid]}[target]
@@ -157,10 +159,16 @@ def test_a_job_goes_on_from_the_step_at_which_it_was_killed(
     if not undisturbed:
         undisturbed["end"] = run_alone(job)
     each = Trial(
-        sizes=sizes, launcher=launcher, transport=transport, targets=[target], delays_s=[], has_files=target == "all"
+        sizes=sizes,
+        launcher=launcher,
+        transport=transport,
+        targets=[target],
+        waits=[True],
+        delays_s=[0],
+        has_files=target == "all",
     )
     process = start(job, each, sizes[0])
-    await_steps(job, 5)
+    await_steps(job, process, 5)
     (job.folder / "room").write_text(f"{sizes[1]} {launcher}")
     at_s = kill(job, process, target, random.Random(0))
     done = job.finish(process)
@@ -175,7 +183,10 @@ def test_same_bits_whenever_it_is_killed(job, undisturbed, pauses_s, number):
         undisturbed["end"] = run_alone(job)
     each, chance = trial(number), random.Random(~number)
     process, killed_s = start(job, each, each.sizes[0]), []
-    for target, delay_s, room in zip(each.targets, each.delays_s, each.sizes[1:], strict=True):
+    kills = zip(each.targets, each.waits, each.delays_s, each.sizes[1:], strict=True)
+    for target, waits, delay_s, room in kills:
+        if waits:
+            await_steps(job, process, len(notes_of(job, 0)) + 3)
         time.sleep(delay_s)
         (job.folder / "room").write_text(f"{room} {each.launcher}")
         if (at_s := kill(job, process, target, chance)) is None:
@@ -191,10 +202,10 @@ def test_same_bits_whenever_it_is_killed(job, undisturbed, pauses_s, number):
     check(job, each, killed_s, pauses_s, done.err)
 
 
-def await_steps(job, number):
-    """Wait until rank 0 has taken so many steps."""
+def await_steps(job, process, number):
+    """Wait until rank 0 has noted so much, or the job is at its end."""
     end_s = time.monotonic() + 60
-    while len(notes_of(job, 0)) <= number:
+    while len(notes_of(job, 0)) < number and process.poll() is None:
         assert time.monotonic() < end_s
         time.sleep(0.01)
 
