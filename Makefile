@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MPI_RANKS ?= 1 2 3
 CUPY_VENV := .venv-cupy
+RAY_VENV := .venv-ray
 # where test runs add what they skip
 export SKIPPED_TESTS := $(CURDIR)/.pytest_cache/skipped
 
-.PHONY: help env env-bench bench demo test check unit mpi shm tcp netns chaos cupy forget clean
+.PHONY: help env env-bench bench demo test check unit mpi shm tcp netns chaos cupy ray forget clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
@@ -66,6 +67,11 @@ cupy: env  ## ops on CuPy's arrays, on the emulated device that EMUGPU, a folder
 	EMUGPU_PYTHON=$(CURDIR)/$(CUPY_VENV)/bin/python EMUGPU_PREFIX=$(CURDIR)/$(CUPY_VENV)/emugpu $(EMUGPU)/setup
 	EMUGPU_PREFIX=$(CURDIR)/$(CUPY_VENV)/emugpu $(EMUGPU)/run $(CUPY_VENV)/bin/python -m pytest tests/autodiff/test_cupy.py
 
+ray:  ## workers that Ray starts; in an environment of its own, without MPI; not part of test
+	test -d $(RAY_VENV) || $(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]' pytest pytest-timeout
+	$(RAY_VENV)/bin/python -m pytest -v tests/launch/test_ray.py
+
 # One by one: a peer that does not install on this Python or machine is a gap in the table, and stops no other.
 env-bench: env  ## add to .venv what disttrain is measured beside: the extra `bench`
 	@$(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
@@ -87,5 +93,5 @@ forget:
 	@rm -f $(SKIPPED_TESTS)
 
 clean:  ## remove the environment and all caches
-	rm -rf $(VENV) $(CUPY_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	rm -rf $(VENV) $(CUPY_VENV) $(RAY_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,6 +31,7 @@ RENDEZVOUS = "DISTTRAIN_RENDEZVOUS"
 SECRET = "DISTTRAIN_SECRET"  # noqa: S105 - the name of it
 SECRET_FILE = "DISTTRAIN_SECRET_FILE"  # noqa: S105
 INTERFACE = "DISTTRAIN_INTERFACE"
+RAY_ADDRESS = "RAY_ADDRESS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +150,17 @@ def secret_file(environ: Mapping[str, str] = os.environ) -> Path | None:
 def interface(environ: Mapping[str, str] = os.environ) -> str:
     """Return the network interface, or its address, that ``DISTTRAIN_INTERFACE`` asks for; empty: the job's."""
     return environ.get(INTERFACE, "")
+
+
+def ray_address(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the address of the Ray cluster that ``RAY_ADDRESS`` names, as under `ray job submit`; else empty."""
+    return environ.get(RAY_ADDRESS, "")
+
+
+def own(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variables that disttrain reads and a user sets: what workers started elsewhere are to have as well."""
+    by_launcher = (JOB_DIR, RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_SIZE)
+    return {name: value for name, value in environ.items() if name.startswith("DISTTRAIN_") and name not in by_launcher}
 
 
 def job_dir(environ: Mapping[str, str] = os.environ) -> Path | None:

@@ -16,6 +16,7 @@ Examples:
   disttrain run -n 4 train.py --epochs 3
   disttrain run -n 2 --launcher local train.py
   disttrain run -n 4 --max-restarts 10 --min-workers 2 train.py
+  disttrain run -n 8 --launcher ray --address auto -o gpus=1 train.py
 """
 
 
@@ -60,7 +61,7 @@ def main() -> None:
     "--launcher",
     default="",
     metavar="NAME",
-    help="What starts them: mpirun, local (this machine, without MPI), or a dotted path of your own. [default: by -n]",
+    help="What starts them: mpirun, local (this machine, without MPI), ray, or a dotted path. [default: by -n]",
 )
 @click.option(
     "--transport",
@@ -91,6 +92,15 @@ def main() -> None:
     help="Go on with as few as A if no more can be started. [default: -n]",
 )
 @click.option("--max-workers", type=click.IntRange(min=1), metavar="B", help="What a restart asks for. [default: -n]")
+@click.option("--address", default="", help="The cluster that starts them, for --launcher ray: auto, or HOST:PORT.")
+@click.option(
+    "-o",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="More for the launcher; for ray: cpus=1, gpus=0 of each worker, placement=PACK or SPREAD.",
+)
 @click.argument("script", type=click.Path(exists=True, dir_okay=False))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(
@@ -101,6 +111,8 @@ def run(
     max_restarts: int,
     min_workers: int | None,
     max_workers: int | None,
+    address: str,
+    options: tuple[str, ...],
     script: str,
     arguments: tuple[str, ...],
 ) -> None:
@@ -121,8 +133,17 @@ def run(
         max_restarts=max_restarts,
         min_workers=min_workers or workers,
         max_workers=max_workers or workers,
+        options=_named(options) | ({"address": address} if address else {}),
     )
     try:
         sys.exit(supervise(job))
     except DisttrainError as error:
         raise _RefusedError(str(error)) from error
+
+
+def _named(options: tuple[str, ...]) -> dict[str, str]:
+    """Return the values of options NAME=VALUE."""
+    for option in options:
+        if "=" not in option:
+            raise click.BadParameter(f"{option!r}: expected NAME=VALUE", param_hint="--option")
+    return dict(option.split("=", 1) for option in options)

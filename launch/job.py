@@ -4,8 +4,8 @@ import importlib
 import os
 import pkgutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
 
 import launch
 from disttrain.errors import LaunchError, unknown_name
@@ -26,6 +26,7 @@ class Job:
         max_restarts: how many times it is started again after a failure.
         min_workers: with how few it may go on where more cannot be started; 0: with no fewer than `workers`.
         max_workers: how many a restart asks for; 0: `workers`.
+        options: what the launcher is told beside, by name.
     """
 
     workers: int
@@ -38,6 +39,7 @@ class Job:
     max_restarts: int = 0
     min_workers: int = 0
     max_workers: int = 0
+    options: dict[str, str] = field(default_factory=dict)
 
     @property
     def worker(self) -> tuple[str, ...]:
@@ -54,34 +56,54 @@ class Command:
     env: dict[str, str] = field(default_factory=dict)
 
 
-Launcher = Callable[[Job], list[Command]]
-
-
 def commands(job: Job) -> list[Command]:
     """Return the command lines that start `job`, as its launcher writes them.
 
     Raises:
-        ConfigError: there is no launcher of this name.
+        ConfigError: there is no launcher of this name, or it has no such option.
         LaunchError: the launcher cannot start this job, or cannot be imported.
     """
-    return _launcher(job.launcher or ("local" if job.workers == 1 else "mpirun"))(job)
+    name = job.launcher or ("local" if job.workers == 1 else _for_several())
+    launcher = _launcher(name)
+    known = getattr(launcher, "OPTIONS", ())
+    for option in job.options:
+        if option not in known:
+            raise unknown_name(f"option of --launcher {name}:", option, known or ["none"])
+    lines: list[Command] = launcher.commands(job)
+    return lines
 
 
-def _launcher(name: str) -> Launcher:
-    """Return the launcher `name`: the file name is the registration."""
+def _for_several() -> str:
+    """Return the launcher of more than one worker, where none is asked for: an MPI's, else Ray's."""
+    from launch import mpirun, ray  # they import this module
+
+    try:
+        mpirun.find_mpi()
+    except LaunchError:
+        if not ray.is_installed():
+            raise
+        print(
+            "disttrain: there is no MPI here, so Ray starts the workers; --launcher local does without", file=sys.stderr
+        )
+        return "ray"
+    return "mpirun"
+
+
+def _launcher(name: str) -> ModuleType:
+    """Return the module of the launcher `name`: the file name is the registration."""
     if "." in name:
         return _imported(name)
     modules = [module.name for module in pkgutil.iter_modules(launch.__path__)]
-    if name in modules and (found := _commands(f"launch.{name}")):
+    if name in modules and (found := _with_commands(f"launch.{name}")):
         return found
-    raise unknown_name("launcher", name, [each for each in modules if _commands(f"launch.{each}")])
+    raise unknown_name("launcher", name, [each for each in modules if _with_commands(f"launch.{each}")])
 
 
-def _imported(path: str) -> Launcher:
-    """Return the launcher in the user's own module `path`."""
+def _imported(path: str) -> ModuleType:
+    """Return the user's own module `path`."""
     sys.path.append(os.getcwd())  # the program is not a script: its path lacks the current directory
     try:
-        found = _commands(path)
+        found = _with_commands(path)
     except ImportError as error:
         raise LaunchError(f"launcher {path!r} cannot be imported: {error}") from error
     if found is None:
@@ -89,7 +111,7 @@ def _imported(path: str) -> Launcher:
     return found
 
 
-def _commands(module: str) -> Launcher | None:
-    """Return the function `commands` that `module` defines, None where it has none of its own."""
-    found: Launcher | None = getattr(importlib.import_module(module), "commands", None)
-    return found if found is not commands else None
+def _with_commands(name: str) -> ModuleType | None:
+    """Return the module `name`, None where it defines no function `commands` of its own."""
+    module = importlib.import_module(name)
+    return module if getattr(module, "commands", commands) is not commands else None

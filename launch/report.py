@@ -8,6 +8,7 @@ import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+REFUSAL = "refusal"  # a file in the job's folder: why a launcher has started no worker
 _MAYBE_MEMORY = "if nobody sent it, the host may have run out of memory"
 # How MPICH and Open MPI say it; MPICH's exit code alone is ambiguous: 9 is SIGKILL, and os._exit(9).
 _SIGNAL = re.compile(rb"\(signal (\d+)\)|on\s+signal (\d+)")

@@ -26,7 +26,7 @@ from launch import memory, posix, stacks
 from launch.diagnosis import HUNG, hang_in_words, last_words, memory_in_words, others_in_words
 from launch.job import Command, Job, commands
 from launch.relay import HOLD_S, Sink, Stream
-from launch.report import Ending, killed, loss_in_words, read_reports, signal_in
+from launch.report import REFUSAL, Ending, killed, loss_in_words, read_reports, signal_in
 from launch.restarts import Restarts
 from launch.watch import LOOK_S, STACKS, Watch, read_records
 from launch.worker import EXITED, FAILED, INTERRUPTED, PIPES
@@ -85,6 +85,8 @@ def _start_with(
                 running.say(said and f"{said} on {workers} worker{'s' if workers > 1 else ''}\n")
                 running.start(lines, signals)
                 running.watch()
+                if (refusal := Path(folder, REFUSAL)).exists():
+                    raise LaunchError(refusal.read_text())
             except LaunchError as error:
                 if workers == sizes[-1]:
                     raise
@@ -206,7 +208,7 @@ class _Running:
         if not self._has_seen_all:
             self._watch.look(time.monotonic(), self._records())  # what is left of them
         deserters = {rank for rank in self._all_lost & self._watch.sights.keys() if self._watch.sights[rank].has_joined}
-        if self._lost in self._exits and self._lost in deserters:
+        if self._lost in self._exits and (self._exits[self._lost] or self._lost in deserters):
             code, number = self._exits[self._lost], 0  # of those that were ended because of it the launcher may tell
         loss = loss_in_words(self._lost, self._job.workers, code, number, memory=memory_in_words(self._kills))
         loss += last_words(self._watch.sights, self._lost)

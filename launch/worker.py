@@ -31,7 +31,21 @@ DONE, FAILED, INTERRUPTED, EXITED = b".", b"!", b"^", b"x"  # the last word on `
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the script ``argv[0]`` with the arguments that follow it; return when it succeeded."""
+    """Run the script ``argv[0]`` with the arguments that follow it; return when it succeeded, else end the job."""
+    failure = serve(argv)
+    if failure is not None:
+        report, is_told = failure
+        if not is_told:
+            sys.stderr.write(report.text + ("" if report.text.endswith("\n") else "\n"))
+        _end_job(report.exit_code, is_quiet=is_told)
+
+
+def serve(argv: Sequence[str]) -> tuple[Report, bool] | None:
+    """Run a script as a rank of the job, whose supervisor, where it is in reach, sees and hears of it.
+
+    Returns:
+        None when the script succeeded; else its report, and whether the supervisor knows of it.
+    """
     place = env.place()
     folder = os.environ.get(env.JOB_DIR)
     alive = _join_supervisor(Path(folder), place.rank) if folder else None
@@ -46,17 +60,19 @@ def main(argv: Sequence[str]) -> None:
     atexit.register(_say, alive, DONE)  # the first to be registered is the last to run
     try:
         _run(argv)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         _say(alive, INTERRUPTED)
-        _end_job(128 + signal.SIGINT, is_quiet=True)
+        return _report(error, place, 128 + signal.SIGINT, time.monotonic()), True
     except BaseException as error:
         time_s = time.monotonic()
         code = _exit_code(error)
         if code:
-            has_left_it = _leave(_report(error, place, code, time_s), folder)
+            report = _report(error, place, code, time_s)
+            is_told = _leave(report, folder)
             _say(alive, FAILED)
-            _end_job(code, is_quiet=has_left_it)
+            return report, is_told
     progress.at(progress.Phase.SHUTDOWN)
+    return None
 
 
 def _join_supervisor(folder: Path, rank: int) -> int | None:
@@ -166,12 +182,11 @@ def _report(error: BaseException, place: env.Place, exit_code: int, time_s: floa
 
 
 def _leave(report: Report, folder: str | None) -> bool:
-    """Leave `report` for the supervisor, or print it where there is none; return whether it was left."""
-    with contextlib.suppress(OSError):  # the folder is on another host
+    """Leave `report` for the supervisor; return False where it cannot find that: on another host, or there is none."""
+    with contextlib.suppress(OSError):
         if folder:
             report.write(Path(folder))
             return True
-    sys.stderr.write(report.text + ("" if report.text.endswith("\n") else "\n"))
     return False
 
 

@@ -1,0 +1,109 @@
+"""What Ray is asked for, and the cluster that is asked: one that is there, or one for this job alone."""
+
+import contextlib
+import functools
+import logging
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from disttrain import env
+from disttrain.comm import rendezvous
+from disttrain.errors import LaunchError
+
+PLACEMENTS = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
+_CONNECT_S = 5.0
+_STORE_BYTES = 100 << 20  # gradients do not go through Ray's object store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What Ray is asked for.
+
+    Attributes:
+        workers: number of ranks, an actor each.
+        cpus: of each; Ray has BLAS use as many threads.
+        gpus: of each.
+        placement: PACK, on few nodes, or SPREAD, on many, where possible; STRICT_PACK or STRICT_SPREAD: or not at all.
+        address: of a Ray cluster, as ``auto`` or ``host:port``; empty: ``RAY_ADDRESS``, else one of the job's own.
+    """
+
+    workers: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+    placement: str = "PACK"
+    address: str = ""
+
+
+@contextlib.contextmanager
+def cluster(request: Request, folder: Path) -> Iterator[None]:
+    """Be connected to the cluster of `request`, or to one of its own, whose files are in `folder`.
+
+    One of its own listens on loopback only, behind a token, and has as many CPUs as the workers ask for: as under other
+    launchers, there may be more workers than cores.
+
+    Raises:
+        LaunchError: there is no Ray, or no cluster at the address.
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield
+        return
+    # Ray reads these when it is imported. Ranks may write the same lines, and its advice to start nodes comes too late.
+    for name in ("RAY_DEDUP_LOGS", "RAY_COLOR_PREFIX", "RAY_SCHEDULER_EVENTS"):
+        os.environ.setdefault(name, "0")
+    address = request.address or env.ray_address()
+    if not address:
+        token = folder / "token"
+        with open(os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(_token())
+        # The latter switches Ray to loopback, on any system.
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+        os.environ.update(own)
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise LaunchError("this needs Ray: pip install 'disttrain[ray]'") from error
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "include_dashboard": False}
+    try:
+        if address:
+            _reach(address)
+            ray.init(address, logging_level=logging.ERROR)
+        else:
+            cpus = max(os.cpu_count() or 1, -(-request.workers * request.cpus // 1))
+            ray.init("local", num_cpus=int(cpus), object_store_memory=_STORE_BYTES, _temp_dir=str(folder), **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        if address:
+            raise LaunchError(_no_cluster(address, error)) from error
+        raise LaunchError(f"Ray cannot be started here: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@functools.cache
+def _token() -> str:
+    """Return the token of clusters that this process starts: Ray reads it once, for all of them."""
+    return secrets.token_hex(32)
+
+
+def _reach(address: str) -> None:
+    """Raise `OSError` or `ValueError` where nobody listens at an address: Ray would try for two minutes."""
+    with contextlib.suppress(ImportError):  # it is not public; without it `auto` takes as long as Ray takes
+        from ray._private.services import canonicalize_bootstrap_address
+
+        address = canonicalize_bootstrap_address(address) or ""
+    if address not in ("", "auto"):
+        socket.create_connection(rendezvous.parsed(address), _CONNECT_S).close()
+
+
+def _no_cluster(address: str, error: Exception) -> str:
+    return (
+        f"no Ray cluster answers at {address!r}: {error}; `ray start --head` starts one, and without an address a job "
+        "has one of its own"
+    )
