@@ -246,6 +246,24 @@ def test_weights_have_the_same_bits_as_under_another_launcher(program):
     assert done.out.startswith(("[0] 2 ", "[1] 2 "))
 
 
+def test_a_job_whose_actor_was_killed_goes_on_to_the_same_bits(program):
+    dies = """
+import os, signal
+class Die(dt.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if dt.init().rank == 1 and batch == 5 and not os.path.exists("died"):
+            open("died", "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+model.fit("""
+    text = TRAIN.replace("model.fit(", dies).replace("verbose", "callbacks=[Die()], verbose")
+    done = run(program, text, 2, "--max-restarts", "1")
+    assert done.exit_code == 0, done.err
+    words = "disttrain: restart 1 of 1, because rank 1 of 2 was ended by SIGKILL, in step 5; it goes on from step "
+    assert words in done.err
+    local = program.run("run", "-n", "2", "--launcher", "local", program.script(TRAIN))
+    assert sorted(done.out.splitlines()) == sorted(local.out.splitlines())
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
