@@ -21,6 +21,7 @@ def another(comm, *, is_on_node):
         fresh = dt_comm.connect(comm.transport)
     if not is_on_node:
         fresh._node, fresh._nodes = None, [[rank] for rank in range(comm.world_size)]
+    comm.barrier()  # who still joins would hear of the difference there
     return fresh
 
 
