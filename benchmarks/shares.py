@@ -34,7 +34,7 @@ class Shares:
     def of(self, step: Callable[[], Any], count: int) -> dict[str, float]:
         """Return the shares of `count` steps, each the median over steps of the mean over ranks.
 
-        All ranks call this, with steps that make the same calls.
+        All ranks call this, with steps that make the same calls on each.
         """
         calls, others = [], []
         with self._timed():
@@ -44,8 +44,12 @@ class Shares:
                 step()
                 others.append((time.perf_counter() - begin, self._working_s, self._data_s))
                 calls.append(self._calls)
+        # some steps make more calls than others, as those in which weights are compared: the rest stays 0, and no time
+        padded = np.zeros((count, max(map(len, calls)), 3))
+        for row, made in zip(padded, calls, strict=True):
+            row[: len(made)] = np.reshape(made, (-1, 3))
         # shape (ranks, steps, calls, 3): when each rank came, began to wait, went on
-        came, waits, goes = np.moveaxis(self._comm.all_gather(np.array(calls).reshape(count, -1, 3)), -1, 0)
+        came, waits, goes = np.moveaxis(self._comm.all_gather(padded), -1, 0)
         whole, working, data = np.moveaxis(self._comm.all_gather(np.array(others)), -1, 0)
         waiting = np.clip(np.minimum(goes, came.max(axis=0)) - waits, 0, None).sum(axis=-1)
         communication = (goes - waits).sum(axis=-1) - waiting + working

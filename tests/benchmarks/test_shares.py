@@ -65,6 +65,20 @@ def test_a_rank_that_is_early_waits(now, call):
     assert shares.Shares(ranks).of(step, 3) == pytest.approx(expected)
 
 
+def test_a_step_now_and_then_makes_one_more_call(now):
+    ranks = Ranks(now, late_s=0.0)
+    calls = iter([1, 2, 1])
+
+    def step():
+        ranks.spend(3.0)
+        for _ in range(next(calls)):
+            ranks.all_reduce(0)
+
+    # medians over steps of 3 s of computing and 3, 6, 3 s of communication
+    expected = {"communication": 0.5, "waiting": 0.0, "data": 0.0, "compute": 0.5}
+    assert shares.Shares(ranks).of(step, 3) == pytest.approx(expected)
+
+
 def test_what_is_under_way_costs_where_it_is_moved_and_where_it_is_waited_for(now):
     ranks = Ranks(now, late_s=0.0)
 
