@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,7 +78,13 @@ def check_facts(comm: Communicator, describe: Callable[[], list[Fact]]) -> None:
     if comm.world_size == 1:
         return
     facts = describe()
-    values = comm.all_gather_json([fact.value for fact in facts])
+    own = [fact.value for fact in facts]
+    # Most often all are alike, and two numbers show it: within a host they need no message.
+    sign = float(int.from_bytes(hashlib.sha256(json.dumps(own).encode()).digest()[:6], "little"))  # exact in a float64
+    highest, lowest = comm.all_reduce(np.array([sign, -sign]), "max", name="digest of what must be equal")
+    if highest == -lowest:
+        return
+    values = comm.all_gather_json(own)
     for number, fact in enumerate(facts):
         for rank, others in enumerate(values):
             if others[number] != values[0][number]:
