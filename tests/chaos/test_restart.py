@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import statistics
 import time
 from pathlib import Path
 
@@ -143,7 +142,6 @@ def check(job, each, killed_s, pauses_s, words):
         limit = INTERVAL + 1 if "supervisor" in each.targets else 1
         assert 0 <= lost <= limit, f"{lost} steps were lost: {each}\n{words}"
         pauses_s.append(after[0][1] - max(at_s for at_s in killed_s if at_s < after[0][1]))
-        print(f"from a kill to the next step: median {statistics.median(pauses_s):.1f} s of {len(pauses_s)}")
     restarts = re.findall(r"disttrain: restart \d+ of 9, because .* goes on from .*, on \d worker", words)
     assert "supervisor" in each.targets or len(restarts) >= len(attempts) - 1, words
     return len(attempts)
