@@ -37,7 +37,7 @@ class DatasetMissingError(DisttrainError, FileNotFoundError):
 
 
 class NonFiniteError(DisttrainError, ArithmeticError):
-    """A loss became NaN or infinite; the message names step and ranks."""
+    """Loss or gradients became NaN or infinite; the message names step, ranks, and what was first."""
 
 
 class CommError(DisttrainError, RuntimeError):

@@ -129,6 +129,10 @@ class GradientSum:
         """Return where the gradient of a parameter lies."""
         return self._view_of[parameter]
 
+    def parts(self, parameter: Tensor) -> list[Array]:
+        """Return the arrays in which a backward that ended without sums has left a parameter's gradient."""
+        return [self._view_of[parameter]]
+
     def final(self, parameter: Tensor) -> None:
         """Sum up the buckets that are complete, now that the gradient of `parameter` is in its place."""
         bucket = self._bucket_of[parameter]

@@ -54,15 +54,15 @@ class ShardSum(GradientSum):
         # where each shard's gradients go: to the first buffer that no open sum is in
         self._depths = [sum(1 - joins for joins in self._joins[:number]) for number in range(len(self._joins))]
         others = [[get_array_module(f).zeros_like(f) for f in self.flat] for _ in range(max(self._depths))]
-        stack = [self.flat, *others]
-        self._views = [views(buffers, flats) for flats in stack]
+        self._stack = [self.flat, *others]
+        self._views = [views(buffers, flats) for flats in self._stack]
         self._slices = [
             [
                 b.gradient
                 for i, flat in enumerate(flats)
                 for b in cut(i, buffers[i], flat, by_size(sizes(buffers[i]), least))
             ]
-            for flats in stack
+            for flats in self._stack
         ]
 
     def begin(self) -> None:
@@ -73,6 +73,17 @@ class ShardSum(GradientSum):
     def home(self, parameter: Tensor) -> Array:
         """Return where the gradient of a parameter in this shard lies."""
         return self._views[self._depths[self._current()]][parameter]
+
+    def parts(self, parameter: Tensor) -> list[Array]:
+        """Return the sums of the subtrees of shards that are open, and what stands where none is."""
+        return [views[parameter] for views in self._views]
+
+    def clear(self) -> None:
+        """Forget the gradients of all shards: they may not be finite."""
+        super().clear()
+        for flats in self._stack[1:]:
+            for flat in flats:
+                flat[...] = 0
 
     def final(self, parameter: Tensor) -> None:
         """Add a gradient to those that it completes; after the last shard's, sum up over the ranks."""

@@ -21,6 +21,7 @@ from disttrain.progress import Phase
 from disttrain.training.agreement import check_equal, describe, together
 from disttrain.training.callbacks import Callback, History
 from disttrain.training.drift import Guard
+from disttrain.training.finite import check_policy
 from disttrain.training.fit import Fit
 from disttrain.training.progress import ProgressBar
 from disttrain.training.replica import Replica, copy_into
@@ -53,6 +54,7 @@ class Model(Layer):
         self._metrics: list[Metric] = []
         self._static: bool | str = "auto"
         self._guard = Guard()
+        self._on_nonfinite = "raise"
         self._shards: int | None = None
         self._distribution = DataParallel()
         self._forget_replicas()
@@ -67,6 +69,7 @@ class Model(Layer):
         distribution: DataParallel | None = None,
         check_replicas_every: int = 50,
         on_drift: str = "raise",
+        on_nonfinite: str = "raise",
     ) -> None:
         """Say how to train: the optimizer, the loss, and the metrics to follow.
 
@@ -82,11 +85,16 @@ class Model(Layer):
             on_drift: what is done where they differ. ``"raise"``: DriftError on all ranks, which names step, weight and
                 rank. ``"heal"``: all take over weights and optimizer state of a rank of the majority; of two ranks,
                 of rank 0. A part of that state that one rank alone has stays as it is.
+            on_nonfinite: what is done where loss or gradients are NaN or infinite. No weight is changed by them.
+                ``"raise"``: NonFiniteError on all ranks, which names step, rank, and the first layer, gradient or
+                sample that is not finite. ``"skip"``: the step is left out, and a warning says the same; after
+                16 in a row it is an error.
 
         Raises:
             ConfigError: an unknown name, with the nearest right one.
         """
         guard = Guard(every=check_replicas_every, policy=on_drift)
+        check_policy(on_nonfinite)
         if loss is None:
             raise ConfigError("compile() needs a loss, as loss='sparse_categorical_crossentropy'")
         self.optimizer = optimizers.get(optimizer)
@@ -105,6 +113,7 @@ class Model(Layer):
             raise ConfigError(f"distribution is a DataParallel, not {distribution!r}")
         self._distribution = distribution or DataParallel()
         self._guard = guard
+        self._on_nonfinite = on_nonfinite
         self._forget_replicas()
 
     def fit(
@@ -145,7 +154,7 @@ class Model(Layer):
         Raises:
             DataError: lengths that differ, labels outside the classes.
             ShapeError: names the layer, what it expected and what it received.
-            NonFiniteError: the loss became NaN or infinite; names step and rank.
+            NonFiniteError: loss or gradients became NaN or infinite; names step, rank, and what was first.
             CommError: the ranks were given different data or models.
         """
         ranks = comm.current()
@@ -391,6 +400,7 @@ class Model(Layer):
                 shards=self._shards,
                 distribution=self._distribution,
                 guard=self._guard,
+                on_nonfinite=self._on_nonfinite,
             )
         return self._replicas[ranks]
 

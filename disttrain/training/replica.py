@@ -23,7 +23,7 @@ from disttrain.metrics import Metric
 from disttrain.observe import log
 from disttrain.optimizers import Optimizer
 from disttrain.progress import Phase
-from disttrain.training import drift
+from disttrain.training import drift, finite
 from disttrain.training.agreement import Fact, check_equal, check_facts, circumstances
 from disttrain.training.sharded import Sharded, Sums
 from disttrain.training.static import StaticStep
@@ -51,6 +51,7 @@ class Replica:
         shards: into how many a batch is cut, to be summed up in one order; None: into as many as there are ranks.
         distribution: the same.
         guard: against replicas that drift apart.
+        on_nonfinite: as in `Model.compile`.
 
     Attributes:
         shapes: of what each metric adds up; known after the first batch.
@@ -75,6 +76,7 @@ class Replica:
         shards: int | None = None,
         distribution: DataParallel = _PLAIN,
         guard: drift.Guard | None = None,
+        on_nonfinite: str = "raise",
     ) -> None:
         self.model = model
         self.comm = comm
@@ -84,9 +86,13 @@ class Replica:
         self.metrics = metrics
         steps = optimizer.gradient_accumulation_steps or 1
         self.guard = guard or drift.Guard()
+        self.on_nonfinite = on_nonfinite
+        self._skipped = 0  # steps in a row
         self._taken = 0  # steps, by this replica
         self._is_due = False  # a comparison of weights, as soon as they are to agree
-        given = Fact(what="what compile() was given", value=[distribution.get_config(), steps, astuple(self.guard)])
+        given = Fact(
+            what="what compile() was given", value=[distribution.get_config(), steps, astuple(self.guard), on_nonfinite]
+        )
         check_facts(comm, lambda: [*circumstances(), self._layout(), given])
         self.shards = shards
         self._sharded = None
@@ -132,7 +138,7 @@ class Replica:
             votes: numbers of this rank, as many on all, to be summed over the ranks in the message that travels anyway.
 
         Raises:
-            NonFiniteError: the loss is NaN or infinite on some rank, on all; no weight was changed by it.
+            NonFiniteError: loss or gradients are NaN or infinite on some rank, on all; no weight was changed by it.
             DriftError: the replicas have drifted apart, and this step was one to look.
         """
         number = self.optimizer.steps
@@ -140,17 +146,11 @@ class Replica:
         self.update.begin()
         before = [weight.data.copy() for weight in self._state]
         step = Step(training=True, number=number, first=batch.first, total=total_over(self.comm))
-        if self._sharded:
-            own, sums = self._sharded.train(batch, step)
-            summed = self.comm.all_reduce(np.array(votes, np.float64))  # its sums are in an order of their own
-        else:
-            own, sums, summed = self._train(batch, step, votes)
-        self.votes = summed.tolist()
-        if not np.isfinite(sums[0]):
-            for weight, array in zip(self._state, before, strict=True):
-                weight.data[...] = array
-            self.gradients.clear()
-            self._raise_non_finite(number, own[0], batch)
+        _, sums, summed = self._compute(batch, step, votes)
+        *self.votes, flaws = summed.tolist()
+        if flaws or not np.isfinite(sums[0]):
+            return self._leave_out(batch, step, sums, before)
+        self._skipped = 0
         progress.at(Phase.OPTIMIZER)
         self.update.apply()
         self._check_now_and_then(batch)
@@ -172,8 +172,8 @@ class Replica:
             return self.logs(self.comm.all_reduce(total))
 
     def logs(self, sums: Sums) -> dict[str, Any]:
-        """Return loss and metrics by name for what was added up in `sums`."""
-        values: dict[str, Any] = {"loss": float(sums[0] / sums[1])}
+        """Return loss and metrics by name for what was added up in `sums`; of no sample, the loss is NaN."""
+        values: dict[str, Any] = {"loss": float(sums[0] / sums[1]) if sums[1] else math.nan}
         start = 2
         for metric, shape in zip(self.metrics, self.shapes, strict=True):
             end = start + math.prod(shape)
@@ -281,14 +281,21 @@ class Replica:
         weights = [[w.name, list(w.shape), str(w.dtype), w.requires_grad] for w in self.model.weights]
         return Fact(what="the model", value=weights, remedy="every rank must build the same model in the same order")
 
-    def _train(self, batch: Batch, step: Step, votes: Sequence[float]) -> tuple[Sums, Sums, Sums]:
-        """Compute the gradients of a batch; return what this rank's part, and all, add to the sums, and votes."""
+    def _compute(self, batch: Batch, step: Step, votes: Sequence[float]) -> tuple[Sums, Sums, Sums]:
+        """Compute the gradients of a batch; return what this rank's part, and all, add to the sums, and votes.
+
+        The last vote is whether this rank has seen gradients that are not finite.
+        """
+        if self._sharded:
+            own, sums = self._sharded.train(batch, step)
+            said = np.array([*votes, not self.update.is_finite()], np.float64)
+            return own, sums, self.comm.all_reduce(said)  # apart: the sums are in an order of their own
         with running(step):
             y_pred, per_sample = self.steps[0].train(batch)
         progress.at(Phase.METRICS)
         own = self._measure(batch, y_pred, per_sample)
-        name = f"loss and metrics of step {step.number}"
-        summed = self.comm.all_reduce(np.concatenate([own, votes]), name=name)
+        said = np.concatenate([own, votes, [not self.update.is_finite()]])
+        summed = self.comm.all_reduce(said, name=f"loss and metrics of step {step.number}")
         return own, summed[: own.size], summed[own.size :]
 
     def _measure(self, batch: Batch, y_pred: Array, per_sample: Array) -> Sums:
@@ -297,14 +304,44 @@ class Replica:
         self.shapes = [part.shape for part in parts]
         return np.concatenate([[loss.sum(dtype=np.float64), loss.size], *[part.ravel() for part in parts]])
 
-    def _raise_non_finite(self, number: int, own: float, batch: Batch) -> None:
-        losses = self.comm.all_gather_json(str(own))
-        ranks = [rank for rank, loss in enumerate(losses) if not np.isfinite(float(loss))]
-        where = ", ".join(f"rank {rank} ({losses[rank]})" for rank in ranks)
-        raise NonFiniteError(
-            f"the loss is not finite at step {number} (counted from 0 over all epochs) on {where or 'the sum only'} "
-            f"of {self.comm.world_size}; no weight was changed. Look for NaN in the data, or lower the learning rate"
-        )
+    def _leave_out(self, batch: Batch, step: Step, sums: Sums, before: list[Array]) -> Sums:
+        """Undo a step whose numbers are not finite, and raise, or go on; return what of `sums` is of use."""
+        self._undo(before)
+        origin, losses = self._search(batch, step)
+        self._undo(before)
+        what = "the gradients are" if np.isfinite(sums[0]) else "the loss is"
+        ranks = [f"rank {rank} ({loss})" for rank, loss in enumerate(losses) if not np.isfinite(float(loss))]
+        where = f" on {', '.join(ranks)} of {len(losses)}" if ranks else ""
+        words = f"{what} not finite at step {step.number} (counted from 0 over all epochs){where}"
+        self._skipped += 1
+        if self.on_nonfinite == "raise" or self._skipped > finite.MOST_SKIPPED:
+            again = f", and the {self._skipped} steps up to it were left out" if self._skipped > 1 else ""
+            raise NonFiniteError(
+                f"{words}{again}: {origin}; no weight was changed. Look for NaN in the data, or lower the learning "
+                "rate; compile(on_nonfinite='skip') leaves such steps out"
+            )
+        if self.comm.rank == 0:
+            log.warning("%s: %s; the step is left out", words, origin)
+        self.update.skip()
+        return sums if np.isfinite(sums).all() else np.zeros_like(sums)
+
+    def _search(self, batch: Batch, step: Step) -> tuple[finite.Origin, list[str]]:
+        """Compute a step once more, eagerly and without sums of gradients; return what was found, and the losses."""
+        search = finite.Search(batch)
+        for each in self.steps:
+            each.training.check_again()
+        self.gradients.is_summing = False
+        with search.looking():
+            own, _, _ = self._compute(batch, step, ())
+        search.see_loss(own[0])
+        search.see_gradients(self.model, self.gradients)
+        return search.share(self.comm), self.comm.all_gather_json(str(own[0]))
+
+    def _undo(self, before: list[Array]) -> None:
+        """Forget what a step has computed, which may not be finite."""
+        for weight, array in zip(self._state, before, strict=True):
+            weight.data[...] = array
+        self.gradients.clear()
 
 
 def _state(layer: Layer) -> list[Tensor]:

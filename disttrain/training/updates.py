@@ -5,9 +5,11 @@ from typing import Any
 
 from disttrain.backend import Array
 from disttrain.comm import Communicator
+from disttrain.data import shard
 from disttrain.data_parallel import Average, DataParallel, FlatBuffer, GradientSum, Slices
 from disttrain.errors import ConfigError
 from disttrain.optimizers import Optimizer
+from disttrain.training.finite import is_finite
 
 
 def choose(
@@ -68,6 +70,21 @@ class Update:
         else:
             self.gradients.keep()
             self.optimizer.steps += 1
+
+    def is_finite(self) -> bool:
+        """Return whether gradients are, of sums that all ranks have, this rank's part of them."""
+        gradients = self.gradients
+        if gradients.is_summing:
+            comm = gradients.comm
+            places = [shard(flat.size, comm.rank, comm.world_size) for flat in gradients.flat]
+            return all(is_finite(flat[p.start : p.stop]) for flat, p in zip(gradients.flat, places, strict=True))
+        return all(is_finite(flat) for flat in gradients.flat)
+
+    def skip(self) -> None:
+        """Count a step that is left out, after `GradientSum.clear`; an update drops what was kept for it."""
+        if self.optimizer.is_due:
+            self.gradients.forget()
+        self.optimizer.steps += 1
 
     @property
     def agrees(self) -> bool:
@@ -156,6 +173,10 @@ class ShardedUpdate(Update):
     """Every rank gets the sums of its part of the gradients, updates that part, and sends it to all."""
 
     _has_all_slots = False
+
+    def is_finite(self) -> bool:
+        """Return whether this rank's part of the gradients is."""
+        return all(map(is_finite, self._slices.gradients if self.gradients.is_summing else self.gradients.flat))
 
     def slots(self) -> dict[str, Any]:
         """Return the slots, gathered: for the moment of a save each rank holds all of them."""
