@@ -18,7 +18,7 @@ from disttrain.layers import Layer
 from disttrain.metrics import Metric
 from disttrain.metrics import get as get_metric
 from disttrain.progress import Phase
-from disttrain.training.agreement import check_equal, describe, together
+from disttrain.training.agreement import Fact, describe, together
 from disttrain.training.callbacks import Callback, History
 from disttrain.training.drift import Guard
 from disttrain.training.finite import check_policy
@@ -176,19 +176,19 @@ class Model(Layer):
                     raise ConfigError(f"{name} must be an integer of at least {least}, not {number!r}")
             return training, None if held is None else self._batches(held[0], held[1], batch_size, shuffle=False)
 
-        batches, validation = together(ranks, prepare)
-
-        def asked() -> list[Any]:
+        def asked(made: tuple[Batches, Batches | None]) -> list[Fact]:
+            training, validation = made
             held = [] if validation is None else [["validation_data", *part] for part in describe(validation)]
-            return [
-                *describe(batches),
+            value = [
+                *describe(training),
                 *held,
                 ["epochs", epochs],
                 ["initial_epoch", initial_epoch],
                 ["shards", self._shards],
             ]
+            return [Fact(what="what fit() was given", value=value)]
 
-        check_equal(ranks, "what fit() was given", asked)
+        batches, validation = together(ranks, prepare, asked)
         history = History()
         progress = ProgressBar(batches, epochs, verbose=verbose if ranks.rank == 0 else 0)
         self.current_fit = Fit(
@@ -210,8 +210,11 @@ class Model(Layer):
     def train_on_batch(self, x: Any, y: Any) -> dict[str, Any]:
         """Take one step on a global batch, of which each rank takes its part; return loss and metrics of it."""
         ranks = comm.current()
-        batches = together(ranks, lambda: self._batches(x, y, len(x), shuffle=False))
-        check_equal(ranks, "the batch", lambda: describe(batches, compared=2))  # once a step
+        batches = together(
+            ranks,
+            lambda: self._batches(x, y, len(x), shuffle=False),
+            lambda made: [Fact(what="the batch", value=describe(made, compared=2))],  # once a step
+        )
         replica = self._replica_among(ranks)
         return replica.logs(replica.train(batches.batch(0, 0)))
 
@@ -222,8 +225,11 @@ class Model(Layer):
             The loss, or a list of loss and metrics where there are metrics; by name if `return_dict`.
         """
         ranks = comm.current()
-        batches = together(ranks, lambda: self._batches(x, y, batch_size, shuffle=False))
-        check_equal(ranks, "the data to evaluate on", lambda: describe(batches))
+        batches = together(
+            ranks,
+            lambda: self._batches(x, y, batch_size, shuffle=False),
+            lambda made: [Fact(what="the data to evaluate on", value=describe(made))],
+        )
         values = self._replica_among(ranks).evaluate(batches.epoch(0))
         if return_dict:
             return values
@@ -233,8 +239,11 @@ class Model(Layer):
     def predict(self, x: Any, batch_size: int = 32) -> Any:
         """Return the model's outputs for `x`, shape ``(samples, ...)``, on every rank; each computes a part."""
         ranks = comm.current()
-        batches = together(ranks, lambda: Batches(x, batch_size=batch_size, shuffle=False, seed=0))
-        check_equal(ranks, "the data to predict for", lambda: describe(batches))
+        batches = together(
+            ranks,
+            lambda: Batches(x, batch_size=batch_size, shuffle=False, seed=0),
+            lambda made: [Fact(what="the data to predict for", value=describe(made))],
+        )
         mine = shard(len(batches.x), ranks.rank, ranks.world_size)
         largest = -(-len(batches.x) // ranks.world_size)
         with no_grad():
