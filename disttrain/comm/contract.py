@@ -1,14 +1,18 @@
 """The contract: every rank makes the same collectives in the same order, and ranks that do not are told so at once.
 
-A collective's first message to a rank goes behind a small one that says what was called: the receiver compares it with
-its own call before it uses any of the data. In a node's memory the ranks' announcements are compared instead, by the
-kernel. Neither costs a round trip. Where nothing meets that could be compared, because one rank waits in shared memory
-and another for messages, or both wait, whoever has waited for a while says in what, to the rank that it waits for.
+A collective's first message to a rank goes behind one of 16 bytes, with a digest of what was called: the receiver
+compares it with that of its own call before it uses any of the data. In a node's memory the ranks' announcements are
+compared instead, by the kernel. Neither costs a round trip. Where nothing meets that could be compared, because one
+rank waits in shared memory and another for messages, or both wait, whoever has waited for a while says in what, to the
+rank that it waits for.
 
 A rank that finds a difference tells all ranks; each says what it has called, and all raise the same words.
 """
 
+import functools
+import hashlib
 import json
+import struct
 import time
 import weakref
 import zlib
@@ -20,17 +24,18 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from disttrain.comm.pending import HostArray, Request
-from disttrain.comm.waiting import caller, wait_until
-from disttrain.errors import ContractError
+from disttrain.comm.waiting import PATIENCE_S, caller, wait_until
+from disttrain.errors import CommError, ContractError
 
 if TYPE_CHECKING:
     from disttrain.comm.base import Communicator
 
 TAG = 1 << 14  # the first of those that are not the user's
-CALL_BYTES = 1024  # of the message that goes ahead: a call with a name and a path of 100 characters, in UTF-8
+_HEAD = struct.Struct("<qq")  # the message that goes ahead: number and mark of a call
 _TEXT = 100  # characters of a name or a path
 SPEAK_S = 0.2  # that a rank waits before it says in what: longer than ranks usually wait for each other
 _SETTLE_S = 1.0  # for which a difference waits for what other ranks say: one of them may be busy
+_name_of = functools.cache(str)  # of a dtype: NumPy makes it anew each time, in 3 us
 _KEPT = 4096  # calls that a rank remembers: more than are ever under way
 _TOLD_BYTES = 4000  # of a control message, at most
 
@@ -62,8 +67,15 @@ class Call(NamedTuple):
         return self.sequence, self.op, self.dtype, tuple(self.shape), self.digest
 
     @property
+    def mark(self) -> int:
+        """A digest of all that must be equal but the number: of 64 bits."""
+        return _mark(self.op, self.dtype, tuple(self.shape), self.digest)
+
+    @property
     def words(self) -> str:
         """As in ``call 3, all_reduce sum of (5,) float32 (gradients of dense/kernel), at train.py:12``."""
+        if not self.op:
+            return f"call {self.sequence}, of which it has said nothing"
         array = "" if self.op in _WITHOUT_ARRAY else f" of {tuple(self.shape)} {self.dtype}"
         name = f" ({self.name})" if self.name else ""
         place = f", at {self.place}" if self.place else ""
@@ -77,7 +89,13 @@ _TERMS = ("number", "operation", "dtype", "shape", "name")
 def called(sequence: int, op: str, array: HostArray, name: str) -> Call:
     """Return the call of whoever calls the library; see `Call`."""
     digest = zlib.crc32(name.encode()) if name else 0
-    return Call(sequence, op, str(array.dtype), array.shape, name[:_TEXT], digest, caller()[-_TEXT:])
+    return Call(sequence, op, _name_of(array.dtype), array.shape, name[:_TEXT], digest, caller()[-_TEXT:])
+
+
+@functools.lru_cache(maxsize=1024)
+def _mark(op: str, dtype: str, shape: tuple[int, ...], digest: int) -> int:
+    text = f"{op} {dtype} {shape} {digest}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 class Contract:
@@ -95,7 +113,7 @@ class Contract:
         self.groups: WeakValueDictionary[tuple[int, int], Contract] = WeakValueDictionary()
         self._failure: ContractError | None = None
         self._own: dict[int, Call] = {}
-        self._early: defaultdict[int, list[tuple[int, Call]]] = defaultdict(list)  # of collectives still to come here
+        self._early: defaultdict[int, list[tuple[int, Told]]] = defaultdict(list)  # of collectives still to come here
         self._come: set[tuple[int, int]] = set()  # rank and sequence of a message that is here, and was compared
         self._asked: dict[int, tuple[HostArray, Request]] = {}  # the next such message, by rank
 
@@ -110,8 +128,8 @@ class Contract:
             del self._own[next(iter(self._own))]
         self._job._hear()
         if self._early:
-            for rank, other in self._early.pop(call.sequence, ()):
-                self._compare(rank, other)
+            for rank, told in self._early.pop(call.sequence, ()):
+                self._compare(rank, call.sequence, told)
             for sequence in [each for each in self._early if each < call.sequence]:
                 del self._early[sequence]
 
@@ -156,7 +174,8 @@ class Contract:
             if subject == "differ":
                 self._settle(tuple(key), {rank}, calls if contract is None else contract._statement(calls))
             elif contract is not None:
-                contract._compare(rank, Call(*calls[0][1]))
+                call = Call(*calls[0][1])
+                contract._compare(rank, call.sequence, call)
 
     def has_come(self, rank: int, sequence: int) -> bool:
         """Return whether the message that goes ahead of what `rank` sends in a collective is here; never blocks.
@@ -169,16 +188,15 @@ class Contract:
             if not request.test():
                 return False
             del self._asked[rank]
-            other = Call(*json.loads(message.tobytes()))
-            self._come.add((rank, other.sequence))
-            self._compare(self.job_rank(rank), other)
+            number, mark = _HEAD.unpack(message.data)
+            self._come.add((rank, number))
+            self._compare(self.job_rank(rank), number, mark)
         self._come.discard((rank, sequence))
         return True
 
     def send_ahead(self, call: Call, dest: int) -> Request:
         """Start to send to rank `dest` what this one has called."""
-        data = json.dumps(call, ensure_ascii=False).encode().ljust(CALL_BYTES)
-        return self._comm._isend(np.frombuffer(data, np.uint8), dest, TAG)
+        return self._comm._isend(np.frombuffer(_HEAD.pack(call.sequence, call.mark), np.uint8), dest, TAG)
 
     def ahead(self, rank: int) -> tuple[HostArray, Request]:
         """Return the next message that goes ahead of data from `rank`, under way.
@@ -186,7 +204,7 @@ class Contract:
         They come in the order in which the other rank first sends, which may be another than that of the calls.
         """
         if rank not in self._asked:
-            message = np.empty(CALL_BYTES, np.uint8)
+            message = np.empty(_HEAD.size, np.uint8)
             self._asked[rank] = message, self._comm._irecv(message, rank, TAG)
         return self._asked[rank]
 
@@ -198,12 +216,13 @@ class Contract:
         """Raise on all ranks of the job that `calls`, with the ranks that made them, differ."""
         self._job._settle(self.key, set(), self._statement(calls))
 
-    def _compare(self, rank: int, other: Call) -> None:
-        """Compare the call of the job's `rank` with this one's of the same number, now or when it comes."""
-        own = self._own.get(other.sequence)
+    def _compare(self, rank: int, number: int, told: "Told") -> None:
+        """Compare what the job's `rank` has told of a call with this one's of the same number, now or when it comes."""
+        own = self._own.get(number)
         if own is None:
-            self._early[other.sequence].append((rank, other))
-        elif own.terms != other.terms:
+            self._early[number].append((rank, told))
+        elif own.mark != (told.mark if isinstance(told, Call) else told):
+            other = told if isinstance(told, Call) else Call(number, "", "", (), "", 0, "")
             self.differ([(self.rank, own), (rank, other)])
 
     def _statement(self, calls: Iterable[tuple[int, Any]]) -> "Statement":
@@ -223,7 +242,8 @@ class Contract:
     def _settle(self, key: tuple[int, int], heard: set[int], statement: "Statement") -> NoReturn:
         """Tell all ranks what this one knows, hear from all, and raise the same words as they; of the job's contract.
 
-        What they raise depends on nothing but what all have told, so that it is the same.
+        What they raise depends on nothing but what all have told, so that it is the same. A rank that is busy is given
+        a second, and more where nobody else knows what it has called.
 
         Args:
             key: of the communicator in which ranks differ.
@@ -244,12 +264,27 @@ class Contract:
                     _learn(known[tuple(where)], calls)
             return heard >= others
 
-        wait_until(all_have_spoken, _SETTLE_S)
+        def is_known() -> bool:
+            gone = {rank for rank in others - heard if self._is_gone(rank)}  # before the last look at what it has said
+            all_have_spoken()
+            silent = others - heard - gone
+            return not any(rank in silent and not call.place for (_, rank), call in known[min(known)].items())
+
+        if not wait_until(all_have_spoken, _SETTLE_S):
+            wait_until(is_known, PATIENCE_S)
         first = min(known)
         self._failure = ContractError(_words(known[first], first))
         raise self._failure
 
+    def _is_gone(self, rank: int) -> bool:
+        """Return whether the job's `rank` says nothing more."""
+        try:
+            return self._comm._serve(rank)
+        except CommError:  # it, or another one, was lost: nobody is to be waited for
+            return True
 
+
+Told = Call | int  # what a rank says of a call: all of it, or its mark
 Statement = list[tuple[int, Call]]  # calls, with the ranks that made them
 Known = dict[tuple[int, int], Call]  # the same by number and rank
 

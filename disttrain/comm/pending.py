@@ -37,7 +37,7 @@ class Request(Protocol):
 Steps: TypeAlias = Generator[Request, None, None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Channel:
     """What one collective sends and receives through: its messages meet those of no other.
 

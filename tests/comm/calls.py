@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from disttrain.comm import contract
 from disttrain.errors import CommError, ContractError
 
 LIMIT_S = 20.0  # of a cell; about a second on a machine that does nothing else
@@ -57,6 +58,12 @@ def broadcast(root, size=5):
     return lambda comm: comm.broadcast(np.ones(size, np.float32), root)
 
 
+def busy(comm):
+    """Send, and hear nothing for longer than others wait for what this rank may have to say."""
+    broadcast(comm.rank)(comm)
+    time.sleep(1.5 * contract._SETTLE_S)
+
+
 CELLS = {
     "size": (ones(6), ones(5), "shape"),
     "shape": (ones(2, 3), ones(3, 2), "shape"),
@@ -92,6 +99,7 @@ CELLS = {
         "operation",
     ),
     "rows of an all_gather": (lambda c: c.all_gather(np.ones(6)), lambda c: c.all_gather(np.ones(5)), "shape"),
+    "a rank that is busy": (busy, lambda c: c.all_gather(np.ones(5, np.float32)), "operation"),
     "json against all_gather": (
         lambda c: c.all_gather_json([1, 2]),
         lambda c: c.all_gather(np.ones(5)),
