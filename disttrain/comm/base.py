@@ -6,8 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,7 +15,7 @@ from disttrain import env, progress
 from disttrain.backend import Array, get_array_module
 from disttrain.comm import canonical, costs, doubling, node, ring, tree
 from disttrain.comm.arrays import aligned_zeros, check_flat, check_writable, combination, contiguous, copy_back
-from disttrain.comm.contract import TAG, Collective, Contract, called
+from disttrain.comm.contract import TAG, Contract, called
 from disttrain.comm.costs import Costs
 from disttrain.comm.encoded import Wire, wire_of
 from disttrain.comm.node import Node, Share
@@ -49,6 +48,7 @@ class Communicator(ABC):
         transport: the name under which `connect` found the transport.
         bytes_sent: payload of all messages that this rank has sent so far; what ranks of a node read from each other's
             memory is none.
+        scratch: lends memory to collectives.
         costs: of messages between hosts, or, where all ranks are on one, within it; the same on all ranks.
     """
 
@@ -63,7 +63,7 @@ class Communicator(ABC):
         self.bytes_sent = 0
         self._sequence = 0
         self._under_way: deque[Pending] = deque()
-        self._scratch = Scratch()
+        self.scratch = Scratch()
         self._node: Node | None = None
         self._nodes = [[each] for each in range(world_size)]  # the ranks of each: they share memory
         self._host = ""  # as `join_node` was told
@@ -197,7 +197,9 @@ class Communicator(ABC):
             tag: from 0 to 16383; tells messages of one source apart.
         """
         self._check_peer("dest", dest, tag)
-        return self._counted_isend(contiguous(array).reshape(-1), dest, tag)
+        flat = contiguous(array).reshape(-1)
+        self.bytes_sent += flat.nbytes
+        return self._isend(flat, dest, tag)
 
     def irecv(self, array: Array, source: int, tag: int = 0) -> Request:
         """Start to receive `array` from rank `source`: complete when the request is done.
@@ -319,12 +321,12 @@ class Communicator(ABC):
         rows = ring.chunk_bounds(len(host), self.world_size)
         row_size = host.size // max(len(host), 1)
         bounds = [row * row_size for row in rows]
-        flat = self._scratch.take(host.size, host.dtype)
+        flat = self.scratch.take(host.size, host.dtype)
         np.copyto(flat, host.reshape(-1))
         channel = self._channel(f"reduce_scatter {op}", host)
         self._run(ring.reduce_scatter(flat, bounds, combine, channel), "reduce_scatter", host)
         mine = flat[bounds[self.rank] : bounds[self.rank + 1]].copy()
-        self._scratch.give(flat)
+        self.scratch.give(flat)
         shape = (rows[self.rank + 1] - rows[self.rank], *host.shape[1:])
         return get_array_module(array).asarray(mine.reshape(shape))
 
@@ -371,7 +373,7 @@ class Communicator(ABC):
         """Return what exchanges JSON values among `ranks`, this one among them, in the order of `ranks`."""
 
         def exchange(value: Any) -> list[Any]:
-            return self._exchanged(value, self._tagged_channel(_NODE_TAG).among(ranks))
+            return self._exchanged(value, Channel(self, _NODE_TAG, None).among(ranks))
 
         return exchange
 
@@ -436,7 +438,7 @@ class Communicator(ABC):
         is_spread, number = is_computed and len(between) > 1, 0
         if self._node is not None:
             share = share or self._node.all_reduce(flat, op, np.shape(array), name)
-            share.collective = channel.collective
+            share.channel = channel
             number = self._node.reserve() if is_spread else 0
             yield share
         if self.rank in between and len(between) > 1:
@@ -444,7 +446,7 @@ class Communicator(ABC):
             yield from wire.all_reduce(flat, there) if wire else self._by_messages(flat, combine, there)
         if self._node is not None and is_spread:
             share = self._node.spread(flat, number)
-            share.collective = channel.collective
+            share.channel = channel
             yield share
         copy_back(host, array)
 
@@ -509,22 +511,11 @@ class Communicator(ABC):
         """
         tag = USER_TAGS + 1 + self._sequence % _TAGS
         self._sequence += 1
-        channel = self._tagged_channel(tag)
         made = called(self._sequence, op, array, name)
         self._contract.begin(made)
         if self._node is not None and by_messages:
             self._node.passes_by(made)
-        collective = Collective(self._contract, made, channel.send, channel.receive)
-        return replace(channel, send=collective.send, receive=collective.receive, collective=collective)
-
-    def _tagged_channel(self, tag: int) -> Channel:
-        return Channel(
-            rank=self.rank,
-            world_size=self.world_size,
-            send=partial(self._counted_isend, tag=tag),
-            receive=partial(self._irecv, tag=tag),
-            scratch=self._scratch,
-        )
+        return Channel(self, tag, made)
 
     @property
     def _leaders(self) -> list[int]:
@@ -540,10 +531,6 @@ class Communicator(ABC):
     def _is_one_node(self) -> bool:
         """Whether there are others, and all share memory."""
         return self.shares_memory and self.world_size > 1
-
-    def _counted_isend(self, array: HostArray, dest: int, tag: int) -> Request:
-        self.bytes_sent += array.nbytes
-        return self._isend(array, dest, tag)
 
     def _check_rank(self, role: str, rank: int) -> None:
         if not 0 <= rank < self.world_size:

@@ -13,11 +13,10 @@ import functools
 import hashlib
 import json
 import struct
-import time
 import weakref
 import zlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from weakref import WeakValueDictionary
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 TAG = 1 << 14  # the first of those that are not the user's
 _HEAD = struct.Struct("<qq")  # the message that goes ahead: number and mark of a call
 _TEXT = 100  # characters of a name or a path
-SPEAK_S = 0.2  # that a rank waits before it says in what: longer than ranks usually wait for each other
 _SETTLE_S = 1.0  # for which a difference waits for what other ranks say: one of them may be busy
 _name_of = functools.cache(str)  # of a dtype: NumPy makes it anew each time, in 3 us
 _KEPT = 4096  # calls that a rank remembers: more than are ever under way
@@ -114,8 +112,9 @@ class Contract:
         self._failure: ContractError | None = None
         self._own: dict[int, Call] = {}
         self._early: defaultdict[int, list[tuple[int, Told]]] = defaultdict(list)  # of collectives still to come here
-        self._come: set[tuple[int, int]] = set()  # rank and sequence of a message that is here, and was compared
-        self._asked: dict[int, tuple[HostArray, Request]] = {}  # the next such message, by rank
+        self._come: set[tuple[int, int]] = set()  # rank and number of a head that is here, and was compared
+        self._asked: dict[int, tuple[HostArray, Request]] = {}  # the next head, by rank
+        self._sent: deque[Request] = deque()  # heads that may not have gone through
 
     def begin(self, call: Call) -> None:
         """Note a collective of this rank, before it sends or announces anything.
@@ -177,35 +176,42 @@ class Contract:
                 call = Call(*calls[0][1])
                 contract._compare(rank, call.sequence, call)
 
+    def send_head(self, call: Call, dest: int) -> None:
+        """Start to send to rank `dest` what this one has called."""
+        while self._sent and self._sent[0].test():
+            self._sent.popleft()
+        head = np.frombuffer(_HEAD.pack(call.sequence, call.mark), np.uint8)
+        self._sent.append(self._comm._isend(head, dest, TAG))
+
     def has_come(self, rank: int, sequence: int) -> bool:
-        """Return whether the message that goes ahead of what `rank` sends in a collective is here; never blocks.
+        """Return whether the head of what `rank` sends in a collective is here; never blocks.
+
+        Heads come in the order in which the other rank first sends, which may be another than that of the calls.
 
         Raises:
             ContractError: it says something else.
         """
-        while (rank, sequence) not in self._come:
-            message, request = self.ahead(rank)
+        if (rank, sequence) in self._come:
+            self._come.remove((rank, sequence))
+            return True
+        while True:
+            head, request = self._asked.get(rank) or self._ask(rank)
             if not request.test():
                 return False
             del self._asked[rank]
-            number, mark = _HEAD.unpack(message.data)
-            self._come.add((rank, number))
+            number, mark = _HEAD.unpack(head.data)
             self._compare(self.job_rank(rank), number, mark)
-        self._come.discard((rank, sequence))
-        return True
+            if number == sequence:
+                return True
+            self._come.add((rank, number))
 
-    def send_ahead(self, call: Call, dest: int) -> Request:
-        """Start to send to rank `dest` what this one has called."""
-        return self._comm._isend(np.frombuffer(_HEAD.pack(call.sequence, call.mark), np.uint8), dest, TAG)
+    def wait_for_head(self, rank: int) -> None:
+        """Block until the next head from `rank` is here."""
+        self._asked[rank][1].wait()
 
-    def ahead(self, rank: int) -> tuple[HostArray, Request]:
-        """Return the next message that goes ahead of data from `rank`, under way.
-
-        They come in the order in which the other rank first sends, which may be another than that of the calls.
-        """
-        if rank not in self._asked:
-            message = np.empty(_HEAD.size, np.uint8)
-            self._asked[rank] = message, self._comm._irecv(message, rank, TAG)
+    def _ask(self, rank: int) -> tuple[HostArray, Request]:
+        head = np.empty(_HEAD.size, np.uint8)
+        self._asked[rank] = head, self._comm._irecv(head, rank, TAG)
         return self._asked[rank]
 
     def say(self, call: Call, rank: int) -> None:
@@ -287,111 +293,6 @@ class Contract:
 Told = Call | int  # what a rank says of a call: all of it, or its mark
 Statement = list[tuple[int, Call]]  # calls, with the ranks that made them
 Known = dict[tuple[int, int], Call]  # the same by number and rank
-
-
-class Collective:
-    """One collective of this rank: what it sends and receives by messages goes by the contract.
-
-    Args:
-        contract: of the communicator.
-        call: what it is.
-        send: starts to send an array to a rank.
-        receive: starts to receive an array from a rank.
-    """
-
-    def __init__(
-        self,
-        contract: Contract,
-        call: Call,
-        send: Callable[[HostArray, int], Request],
-        receive: Callable[[HostArray, int], Request],
-    ) -> None:
-        self.contract = contract
-        self.call = call
-        self._send, self._receive = send, receive
-        self._sent_to: set[int] = set()
-        self._received_from: set[int] = set()
-        self._said_to: set[int] = set()
-        self._waits_since_s: float | None = None
-
-    def send(self, array: HostArray, dest: int) -> Request:
-        """Start to send `array` to rank `dest`; if it is the first, behind what this rank has called."""
-        if dest in self._sent_to:
-            return self._send(array, dest)
-        self._sent_to.add(dest)
-        ahead = self.contract.send_ahead(self.call, dest)
-        return _Both(ahead, self._send(array, dest))
-
-    def receive(self, array: HostArray, source: int) -> Request:
-        """Start to receive `array` from rank `source`; if it is the first, behind what that rank has called."""
-        if source in self._received_from:
-            return self._receive(array, source)
-        self._received_from.add(source)
-        return _Checked(self, self._receive(array, source), source)
-
-    def waits_for(self, peer: int) -> None:
-        """Hear, and after a while say, what is called; to be called now and then by a rank that waits.
-
-        Args:
-            peer: the rank that is waited for, as the job numbers it.
-
-        Raises:
-            ContractError: ranks differ.
-        """
-        self.contract.listen()
-        now_s = time.monotonic()
-        if self._waits_since_s is None:
-            self._waits_since_s = now_s
-        elif now_s - self._waits_since_s >= SPEAK_S:
-            self.say(peer)
-
-    def say(self, peer: int) -> None:
-        """Say to `peer`, as the job numbers it, what this rank waits in, once."""
-        if peer not in self._said_to:
-            self._said_to.add(peer)
-            self.contract.say(self.call, peer)
-
-    def differs(self, announced: Iterable[tuple[int, Call]]) -> NoReturn:
-        """Raise on all ranks that ranks have announced different things, which the node's memory shows."""
-        self.contract.differ([(self.contract.rank, self.call), *announced])
-
-
-class _Both:
-    """Two messages to one rank."""
-
-    def __init__(self, first: Request, second: Request) -> None:
-        self._first, self._second = first, second
-
-    def test(self) -> bool:
-        return self._first.test() and self._second.test()
-
-    def wait(self) -> None:
-        self._first.wait()
-        self._second.wait()
-
-
-class _Checked:
-    """The first message from a rank in a collective: done when it is there, and the rank has called the same."""
-
-    def __init__(self, collective: Collective, request: Request, source: int) -> None:
-        self._collective, self._request, self._source = collective, request, source
-        self._is_checked = False
-
-    def test(self) -> bool:
-        return self._is_ahead_here() and self._request.test()
-
-    def wait(self) -> None:
-        contract = self._collective.contract
-        if not wait_until(lambda: self._is_ahead_here() or contract.listen(), SPEAK_S):
-            self._collective.say(contract.job_rank(self._source))
-            while not self._is_ahead_here():
-                contract.ahead(self._source)[1].wait()
-        self._request.wait()
-
-    def _is_ahead_here(self) -> bool:
-        if not self._is_checked:
-            self._is_checked = self._collective.contract.has_come(self._source, self._collective.call.sequence)
-        return self._is_checked
 
 
 def _pack(key: tuple[int, int], subject: str, calls: Iterable[tuple[int, Call]]) -> bytes:

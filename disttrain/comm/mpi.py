@@ -205,10 +205,10 @@ class _Message:
 
 
 def _parts(array: HostArray) -> list[HostArray]:
-    """Return `array` as bytes, in parts that every MPI can count: one empty part when it is empty."""
+    """Return `array` in parts whose bytes every MPI can count: one empty part when it is empty."""
+    if array.nbytes <= _MESSAGE_BYTES:
+        return [array]
     data = array.view(np.uint8)
-    if data.size <= _MESSAGE_BYTES:
-        return [data]
     return [data[at : at + _MESSAGE_BYTES] for at in range(0, max(data.size, 1), _MESSAGE_BYTES)]
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from disttrain import progress
 from disttrain.backend import Array
 from disttrain.comm.arrays import aligned_zeros
-from disttrain.comm.contract import Call, Collective
-from disttrain.comm.pending import HostArray
+from disttrain.comm.contract import Call
+from disttrain.comm.pending import Channel, HostArray
 from disttrain.comm.segments import Exchange, SegmentsError, share
 from disttrain.comm.waiting import Patience, left_alone
 from disttrain.errors import CommError
@@ -216,10 +216,10 @@ class Share:
 
     Attributes:
         is_elsewhere: once done, whether the arrays are as they were, being of a dtype that is not COMPUTED.
-        collective: what the contract has of it; to be set before it is tested or waited for.
+        channel: of the collective that it is part of; to be set before it is tested or waited for.
     """
 
-    collective: Collective | None
+    channel: Channel
 
     def __init__(self, node: Node, state: all_reduce.Collective, status: int, go_on: Any) -> None:
         self.is_elsewhere = False
@@ -242,8 +242,7 @@ class Share:
                 progress.waits_for(rank)
                 patience = Patience(self._node.rank, rank, now_s)
             patience.check(now_s)
-            assert self.collective is not None
-            self.collective.waits_for(rank)
+            self.channel.waits_for(rank)
             # The second look: that rank may have done its part just before it ended.
             if self._node.serve(rank) and not self._go_on(0):
                 raise left_alone(self._node.rank, rank)
@@ -252,8 +251,8 @@ class Share:
         if self._status == all_reduce.WAITS:
             self._status = self._continue(self._address, limit_ns)
         if self._status == all_reduce.DIFFERS:
-            assert self.collective is not None
-            self.collective.differs(self._announced(self.collective.call.sequence))
+            assert self.channel.call is not None
+            self.channel.differs(self._announced(self.channel.call.sequence))
         self.is_elsewhere = self._status == all_reduce.ELSEWHERE
         return self._status != all_reduce.WAITS
 

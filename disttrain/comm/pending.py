@@ -4,21 +4,22 @@ No thread of its own moves messages along: a thread would take turns with backwa
 interpreter, and on a full node for the core.
 """
 
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 import numpy as np
 
 from disttrain import progress
-from disttrain.comm.scratch import Scratch
 from disttrain.comm.waiting import wait_until
 from disttrain.errors import CommError, ContractError
 
 if TYPE_CHECKING:
-    from disttrain.comm.contract import Collective
+    from disttrain.comm.base import Communicator
+    from disttrain.comm.contract import Call
 
+SPEAK_S = 0.2  # that a rank waits before it says in what: longer than ranks usually wait for each other
 _MOVING_S = 1.0  # then whoever waits does so patiently, and looks after the others less often
 
 HostArray: TypeAlias = np.ndarray[Any, Any]
@@ -37,35 +38,114 @@ class Request(Protocol):
 Steps: TypeAlias = Generator[Request, None, None]
 
 
-@dataclass(kw_only=True, slots=True)
 class Channel:
-    """What one collective sends and receives through: its messages meet those of no other.
+    """What one collective sends and receives through: its messages meet those of no other, and go by the contract.
+
+    Args:
+        comm: whose collective it is.
+        tag: of its messages.
+        call: what the contract has of it; None for what nobody calls, as when ranks join: nothing is compared.
 
     Attributes:
         rank: of this process.
         world_size: number of ranks.
-        send: starts to send an array to a rank.
-        receive: starts to receive an array from a rank.
         scratch: lends memory to receive into.
-        collective: what the contract has of it; None for what nobody calls, as when ranks join.
     """
 
-    rank: int
-    world_size: int
-    send: Callable[[HostArray, int], Request]
-    receive: Callable[[HostArray, int], Request]
-    scratch: Scratch
-    collective: "Collective | None" = None
+    def __init__(self, comm: "Communicator", tag: int, call: "Call | None") -> None:
+        self.rank, self.world_size, self.scratch = comm.rank, comm.world_size, comm.scratch
+        self.call = call
+        self._comm, self._tag = comm, tag
+        self._ranks: Sequence[int] | None = None  # of this channel, as the communicator numbers them; None: all
+        self._sent_to: set[int] = set()
+        self._received_from: set[int] = set()
+        self._said_to: set[int] = set()
+        self._waits_since_s: float | None = None
 
     def among(self, ranks: Sequence[int]) -> "Channel":
         """Return this channel among some of its ranks, this one among them, which are numbered as in `ranks`."""
-        return replace(
-            self,
-            rank=ranks.index(self.rank),
-            world_size=len(ranks),
-            send=lambda array, place: self.send(array, ranks[place]),
-            receive=lambda array, place: self.receive(array, ranks[place]),
-        )
+        part = Channel(self._comm, self._tag, self.call)
+        part.rank, part.world_size, part._ranks = ranks.index(self.rank), len(ranks), ranks
+        part._sent_to, part._received_from, part._said_to = self._sent_to, self._received_from, self._said_to
+        return part
+
+    def send(self, array: HostArray, dest: int) -> Request:
+        """Start to send `array` to rank `dest`; if it is the first, behind what this rank has called."""
+        dest = dest if self._ranks is None else self._ranks[dest]
+        comm = self._comm
+        if self.call is not None and dest not in self._sent_to:
+            self._sent_to.add(dest)
+            comm._contract.send_head(self.call, dest)
+        comm.bytes_sent += array.nbytes
+        return comm._isend(array, dest, self._tag)
+
+    def receive(self, array: HostArray, source: int) -> Request:
+        """Start to receive `array` from rank `source`; if it is the first, behind what that rank has called."""
+        source = source if self._ranks is None else self._ranks[source]
+        message = self._comm._irecv(array, source, self._tag)
+        if self.call is None or source in self._received_from:
+            return message
+        self._received_from.add(source)
+        return _First(self, message, source)
+
+    def waits_for(self, peer: int) -> None:
+        """Hear, and after a while say, what is called; to be called now and then by a rank that waits.
+
+        Args:
+            peer: the rank that is waited for, as the job numbers it.
+
+        Raises:
+            ContractError: ranks differ.
+        """
+        self._comm.listen()
+        now_s = time.monotonic()
+        if self._waits_since_s is None:
+            self._waits_since_s = now_s
+        elif now_s - self._waits_since_s >= SPEAK_S:
+            self._say(peer)
+
+    def differs(self, announced: "Iterable[tuple[int, Call]]") -> NoReturn:
+        """Raise on all ranks that ranks have announced different things, which the node's memory shows."""
+        assert self.call is not None
+        contract = self._comm._contract
+        contract.differ([(contract.rank, self.call), *announced])
+
+    def is_head_here(self, source: int) -> bool:
+        """Return whether rank `source` of the communicator has said what it calls, which was the same."""
+        assert self.call is not None
+        return self._comm._contract.has_come(source, self.call.sequence)
+
+    def wait_for_head(self, source: int) -> None:
+        """Block until `is_head_here`; after a while say what this rank waits in."""
+        if wait_until(lambda: self.is_head_here(source) or self._comm.listen(), SPEAK_S):
+            return
+        self._say(self._comm.job_ranks[source])
+        while not self.is_head_here(source):
+            self._comm._contract.wait_for_head(source)
+
+    def _say(self, peer: int) -> None:
+        """Say to `peer`, as the job numbers it, what this rank waits in, once."""
+        if self.call is not None and peer not in self._said_to:
+            self._said_to.add(peer)
+            self._comm._contract.say(self.call, peer)
+
+
+class _First:
+    """The first message from a rank in a collective: done when it is there, and the rank has called the same."""
+
+    def __init__(self, channel: Channel, message: Request, source: int) -> None:
+        self._channel, self._message, self._source = channel, message, source
+        self._is_checked = False
+
+    def test(self) -> bool:
+        self._is_checked = self._is_checked or self._channel.is_head_here(self._source)
+        return self._is_checked and self._message.test()
+
+    def wait(self) -> None:
+        if not self._is_checked:
+            self._channel.wait_for_head(self._source)
+            self._is_checked = True
+        self._message.wait()
 
 
 class Pending:
@@ -130,8 +210,9 @@ class Pending:
             progress.goes_on()
 
     def _drive(self, *, block: bool) -> bool:
-        for failure in filter(None, (pending._failure for pending in self._under_way)):
-            raise CommError(f"a collective of this communicator has failed before: {failure}") from failure
+        for pending in self._under_way:
+            if (failure := pending._failure) is not None:
+                raise CommError(f"a collective of this communicator has failed before: {failure}") from failure
         self._is_driven = True
         try:
             while True:
