@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 MPI_RANKS ?= 1 2 3
 CUPY_VENV := .venv-cupy
 RAY_VENV := .venv-ray
+# Tests of processes that must come, or end, in time: one after the other.
+TIMED := tests/chaos tests/comm tests/launch tests/netns tests/security tests/slurm
 # where test runs add what they skip
 export SKIPPED_TESTS := $(CURDIR)/.pytest_cache/skipped
 
@@ -32,8 +34,9 @@ check: env  ## formatting, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: env  ## tests that need one process
-	$(BIN)/python -m pytest --ignore tests/mpi
+unit: env  ## tests that need one process; those that no clock looks at share the cores
+	$(BIN)/python -m pytest --numprocesses logical $(patsubst %,--ignore %,tests/mpi $(TIMED))
+	$(BIN)/python -m pytest $(wildcard $(TIMED))
 
 mpi: env  ## tests among MPI ranks, once for each number in MPI_RANKS
 	@set -e; for n in $(MPI_RANKS); do \
