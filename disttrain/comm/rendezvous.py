@@ -5,12 +5,13 @@ all know. Over a network, whoever connects proves that it knows the job's secret
 at, and so does whoever accepts. The listening socket is open only until all ranks have come.
 
 Handshake, in pieces of fixed size: the one that accepts sends a nonce, the other one its claim (from which rank to
-which, for which channel), a nonce, and a proof; the one that accepts answers with a proof. A proof is the HMAC-SHA256
-of role, job, claim and both nonces under the secret, so that none serves twice. Source: RFC 2104; ISO/IEC 9798-4,
-mutual authentication in three passes. What is sent afterwards is not encrypted.
+which, for which channel), a nonce, and a proof; the one that accepts answers with a proof, or with a refusal. A proof
+is the HMAC-SHA256 of role, job, claim and both nonces under the secret, so that none serves twice. Source: RFC 2104;
+ISO/IEC 9798-4, mutual authentication in three passes. What is sent afterwards is not encrypted.
 """
 
 import contextlib
+import errno
 import hashlib
 import hmac
 import itertools
@@ -40,10 +41,12 @@ _GREETING_S = 5.0  # until a connection has proved itself
 _MOST_GREETINGS = 256  # that have not; the oldest makes way
 _RETRY_S = 0.05
 _LOOK_MS = 250
+_SAY_S = 10.0  # between warnings of refusals: a scan must not fill a disk with them
 _LEAST_SECRET_BYTES = 16
 
 _MAGIC = b"disttrain tcp 1\n"
 _NONCE_BYTES = _PROOF_BYTES = hashlib.sha256().digest_size
+_REFUSAL = bytes(_PROOF_BYTES)  # an end without it is that of a connection which had to make way
 _CLAIM = struct.Struct("<III")
 _LENGTH = struct.Struct("<I")
 _VALUE_BYTES = 1 << 12  # of a rank, in JSON
@@ -214,41 +217,74 @@ class Listener:
         """
         found: dict[Claim, socket.socket] = {}
         greetings: deque[_Greeting] = deque()  # the oldest first
+        refusals = _Refusals()
+        missing = set(claims)
         try:
-            while len(found) < len(claims):
-                expected = [claim for claim in claims if claim not in found]
+            while missing:
                 if time.monotonic() > deadline_s:
-                    ranks = ", ".join(str(rank) for rank in sorted({claim.source for claim in expected}))
+                    ranks = ", ".join(str(rank) for rank in sorted({claim.source for claim in missing}))
                     raise LaunchError(f"rank(s) {ranks} have not come to {self.address[0]}:{self.address[1]} in time")
-                _await_any([self._socket, *(each.connection for each in greetings)])
-                self._greet(greetings)
-                for greeting in tuple(greetings):
+                ready = _ready([self._socket, *(each.connection for each in greetings)])
+                for greeting in [each for each in greetings if each.connection.fileno() in ready]:
                     try:
-                        claim = greeting.read(expected, job)
-                        if claim is None and greeting.is_in_time() and len(greetings) <= _MOST_GREETINGS:
-                            continue
-                        if claim is None:
-                            raise _RefusedError("it has not proved in time that it belongs to the job")
-                        found[claim] = greeting.connection
+                        claim = greeting.read(missing, job)
                     except (OSError, _RefusedError) as error:
-                        log.warning("refused a connection from %s: %s", greeting.peer, error)
-                        greeting.connection.close()
+                        refusals.add(greeting.peer, str(error))
+                        greeting.close()
+                    else:
+                        if claim is None:
+                            continue
+                        found[claim] = greeting.connection
+                        missing.remove(claim)
                     greetings.remove(greeting)
+                has_room = self._greet(greetings) if self._socket.fileno() in ready else True
+                while greetings and not (has_room and greetings[0].is_in_time()):
+                    refusals.add(greetings[0].peer, "it has not proved in time that it belongs to the job")
+                    greetings.popleft().close()
+                    has_room = True
         except BaseException:
             for connection in found.values():
                 connection.close()
             raise
         finally:
+            refusals.say()
             for greeting in greetings:
-                greeting.connection.close()
+                greeting.close()
         return found
 
-    def _greet(self, greetings: "deque[_Greeting]") -> None:
-        """Accept a connection, if there is one, and send it a nonce."""
-        with contextlib.suppress(OSError):  # there is none, or it is gone already
+    def _greet(self, greetings: "deque[_Greeting]") -> bool:
+        """Accept a connection, if there is one, and send it a nonce; return whether there is room for another one."""
+        try:
             connection, address = self._socket.accept()
-            greetings.append(_Greeting(connection, f"{address[0]}:{address[1]}"))
+        except OSError as error:  # it is gone already, or this process may have no more descriptors
+            return error.errno not in (errno.EMFILE, errno.ENFILE)
+        greetings.append(_Greeting(connection, f"{address[0]}:{address[1]}"))
+        with contextlib.suppress(OSError):  # it is gone: that shows when it is read
             connection.send(_MAGIC + greetings[-1].nonce)  # a new connection has room for so much
+        return len(greetings) <= _MOST_GREETINGS
+
+
+class _Refusals:
+    """Says who was refused: of the first at once, of the others how many they were, now and then."""
+
+    def __init__(self) -> None:
+        self._unsaid = 0
+        self._last = ""
+        self._said_s = -_SAY_S
+
+    def add(self, peer: str, reason: str) -> None:
+        """Note that `peer` was refused."""
+        self._unsaid += 1
+        self._last = f"{peer}: {reason}"
+        if time.monotonic() - self._said_s >= _SAY_S:
+            self.say()
+
+    def say(self) -> None:
+        """Say what has not been said yet."""
+        if self._unsaid:
+            many = "a connection from" if self._unsaid == 1 else f"{self._unsaid} connections, the last from"
+            log.warning("refused %s %s", many, self._last)
+            self._unsaid, self._said_s = 0, time.monotonic()
 
 
 class _RefusedError(Exception):
@@ -270,6 +306,10 @@ class _Greeting:
         """Return whether it may still prove itself."""
         return time.monotonic() < self._deadline_s
 
+    def close(self) -> None:
+        """End the connection."""
+        self.connection.close()
+
     def read(self, expected: Collection[Claim], job: Pass) -> Claim | None:
         """Return the claim once it is proved, None while that is still to come.
 
@@ -289,12 +329,14 @@ class _Greeting:
             return None
         packed, proof = self._answer[: _CLAIM.size], self._answer[-_PROOF_BYTES:]
         nonces = self.nonce + self._answer[_CLAIM.size : -_PROOF_BYTES]
+        claim, problem = Claim(*_CLAIM.unpack(packed)), ""
         if not hmac.compare_digest(proof, job.proof(b"dials", packed, nonces)):
-            raise _RefusedError("it has another secret, or belongs to another job")
-        claim = Claim(*_CLAIM.unpack(packed))
-        if claim not in expected:
-            raise _RefusedError(f"rank {claim.source} is not expected, or here already")
-        self.connection.send(job.proof(b"accepts", packed, nonces))
+            problem = "it has another secret, or belongs to another job"
+        elif claim not in expected:
+            problem = f"rank {claim.source} is not expected, or here already"
+        self.connection.send(_REFUSAL if problem else job.proof(b"accepts", packed, nonces))
+        if problem:
+            raise _RefusedError(problem)
         return claim
 
 
@@ -315,6 +357,7 @@ def dial(address: tuple[str, int], claim: Claim, job: Pass, deadline_s: float) -
             continue
         try:
             # A port at which nobody listens yet may have been given to this side too, which then meets itself.
+            connection.settimeout(min(limit_s, _GREETING_S))
             if connection.getsockname() != connection.getpeername() and _introduce(connection, claim, job, where):
                 return connection
         except OSError as error:
@@ -340,18 +383,20 @@ def _introduce(connection: socket.socket, claim: Claim, job: Pass, where: str) -
     connection.sendall(packed + own_nonce + job.proof(b"dials", packed, nonces))
     answer = _receive(connection, _PROOF_BYTES)
     if not answer:
+        return False
+    if answer == _REFUSAL:
         raise LaunchError(f"{where} has refused rank {claim.source}: it has another secret, or belongs to another job")
     if not hmac.compare_digest(answer, job.proof(b"accepts", packed, nonces)):
         raise LaunchError(f"what answers for {where} does not know the job's secret")
     return True
 
 
-def _await_any(connections: Iterable[socket.socket]) -> None:
-    """Sleep until one of `connections` can be read, or for a while."""
+def _ready(connections: Iterable[socket.socket]) -> set[int]:
+    """Return the descriptors of those of `connections` that can be read, after waiting for one, but not for long."""
     poll = select.poll()
     for connection in connections:
         poll.register(connection, select.POLLIN)
-    poll.poll(_LOOK_MS)
+    return {number for number, _ in poll.poll(_LOOK_MS)}
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:

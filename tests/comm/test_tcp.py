@@ -288,7 +288,7 @@ def its_own_proof_back(address):
         greeting = rendezvous._receive(peer, 48)
         claim, nonce = rendezvous._CLAIM.pack(1, 0, 0), b"n" * 32
         peer.sendall(claim + nonce + JOB.proof(b"accepts", claim, greeting[16:] + nonce))
-        assert peer.recv(100) == b""
+        assert rendezvous._receive(peer, 100) == rendezvous._REFUSAL
 
 
 def a_proof_that_was_overheard(address):
@@ -298,7 +298,7 @@ def a_proof_that_was_overheard(address):
     with socket.create_connection(address) as peer:
         rendezvous._receive(peer, 48)
         peer.sendall(overheard)
-        assert peer.recv(100) == b""
+        assert rendezvous._receive(peer, 100) == rendezvous._REFUSAL
 
 
 HOSTILE = [
@@ -353,6 +353,72 @@ def test_any_number_of_half_open_connections_leaves_room_for_a_rank(monkeypatch)
         with comes_through(address):
             (there,) = coming.result().values()
             there.close()
+
+
+def test_a_scan_is_told_in_few_words(caplog):
+    with accepting([Claim(1, 0, 0)]) as (address, coming):
+        for _ in range(50):
+            scan(address)
+        with comes_through(address):
+            (there,) = coming.result().values()
+            there.close()
+    first, last = [record.getMessage() for record in caplog.records]
+    assert first.startswith("refused a connection from 127.0.0.1:")
+    assert last.startswith("refused 49 connections, the last from 127.0.0.1:")
+
+
+def test_a_rank_that_has_to_make_way_tries_again():
+    def serve(server):
+        for has_room in (False, True):
+            peer, _ = server.accept()
+            with peer:
+                greeting = rendezvous._Greeting(peer, "rank 1")
+                peer.setblocking(True)
+                peer.sendall(rendezvous._MAGIC + greeting.nonce)
+                claim = rendezvous._receive(peer, 76)
+                proof = JOB.proof(b"accepts", claim[:12], greeting.nonce + claim[12:44])
+                peer.sendall(proof if has_room else b"")
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        served = pool.submit(serve, server)
+        comes_through(server.getsockname()).close()
+        served.result()
+
+
+def test_without_descriptors_the_oldest_makes_way():
+    """Of 40 that a process may have, idle peers hold all: a rank comes in nevertheless."""
+    text = f"""
+import resource, socket, threading, time
+from disttrain.comm.rendezvous import Claim, Listener, Pass, dial
+job = Pass(secret={SECRET!r}, job="this one")
+listener = Listener("127.0.0.1")
+print(listener.address[1], flush=True)
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+listener.accept([Claim(1, 0, 0)], job, time.monotonic() + 30)
+"""
+    process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        address = ("127.0.0.1", int(process.stdout.readline()))
+        with contextlib.ExitStack() as stack:
+            for _ in range(100):
+                stack.enter_context(socket.create_connection(address))
+            comes_through(address).close()
+            _, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, said
+    assert "it has not proved in time" in said
+
+
+def test_proofs_are_compared_in_constant_time(monkeypatch):
+    compared = []
+    real = rendezvous.hmac.compare_digest
+    monkeypatch.setattr(rendezvous.hmac, "compare_digest", lambda a, b: compared.append(len(a)) or real(a, b))
+    with accepting([Claim(1, 0, 0)]) as (address, coming), comes_through(address):
+        (there,) = coming.result().values()
+        there.close()
+    assert compared == [32, 32]  # on both sides
 
 
 def test_of_two_that_claim_to_be_one_rank_the_second_is_refused():
