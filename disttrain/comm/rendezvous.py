@@ -14,6 +14,7 @@ import contextlib
 import errno
 import hashlib
 import hmac
+import ipaddress
 import itertools
 import json
 import os
@@ -186,12 +187,17 @@ class Listener:
     """A socket that listens at `host` until it is closed, and lets in those who belong to the job.
 
     Raises:
-        LaunchError: nobody can listen there.
+        LaunchError: nobody can listen there, or it is every address of this host.
     """
 
     def __init__(self, host: str, port: int = 0) -> None:
         try:
-            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            if ipaddress.ip_address(address[0]).is_unspecified:
+                raise LaunchError(
+                    f"a rank is to listen at {host}, which is all addresses of its host: expected one of them, or "
+                    f"{env.INTERFACE} with the name of an interface"
+                )
             self._socket = socket.create_server((host, port), family=family, backlog=1024)
         except OSError as error:
             raise LaunchError(f"cannot listen at {host}:{port}: {error}; {env.INTERFACE} names where to") from error

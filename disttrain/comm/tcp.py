@@ -1,7 +1,13 @@
-"""The transport over TCP, without MPI: two connections between any two ranks, for messages and control messages."""
+"""The transport over TCP, without MPI: two connections between any two ranks, for messages and control messages.
+
+Over the latter the systems of two hosts ask each other every two seconds whether the other is still there. That of a
+rank which computes, or is stopped, answers; that of a host which is off, or out of reach, does not. What is lost is
+sent again, at growing intervals: a network that is back within 5 s goes unnoticed.
+"""
 
 import atexit
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -24,14 +30,17 @@ from disttrain.comm.frames import FramedCommunicator
 from disttrain.comm.pending import HostArray
 from disttrain.comm.rendezvous import Claim, Listener, Pass, dial
 from disttrain.comm.segments import Exchange
-from disttrain.errors import LaunchError
+from disttrain.errors import CommError, LaunchError
 
 _MESSAGES, _CONTROLS = range(2)  # channels
 _SPIN_S = 50e-6  # what comes so soon is seen without sleep
 _LOOK_S = 0.25  # at the latest
 _SUPERVISED_S = 0.25  # the supervisor has then seen by itself which rank was the first to go
 _READ_BYTES = 1 << 16  # headers and short messages come many at a time
+_SILENCE_S, _ASK_S = 10.0, 2  # of another host's system
 _FAREWELL = 1  # tag of a control message
+_OF_A_PROCESS = (0, errno.EPIPE, errno.ECONNRESET)  # how a connection ends with it; the last only if it was killed
+_OUT_OF_REACH = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 _HANGS_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 _open: "WeakSet[TcpCommunicator]" = WeakSet()
@@ -127,6 +136,7 @@ class TcpCommunicator(FramedCommunicator):
         for rank, pipe in self._pipes.items():
             self._watch(pipe, pipe.end)
             self._watch(self._controls[rank], partial(self._lose, rank))
+            self._controls[rank].expect_answers()
         _open.add(self)
 
     def _watch(self, connection: "_Connection", hung_up: Callable[[], None]) -> None:
@@ -163,11 +173,26 @@ class TcpCommunicator(FramedCommunicator):
         self._look(_LOOK_S)
 
     def check(self, limit_s: float = 0.0) -> None:
-        """Raise `CommError` if a rank has ended without a word, or does within `limit_s`."""
+        """Raise `CommError` if a rank has ended without a word, or is out of reach, or does within `limit_s`."""
         deadline_s = time.monotonic() + limit_s
         while self.lost is None and (left_s := deadline_s - time.monotonic()) > 0:
             self._look(left_s)
+        if self.lost is not None and self._controls[self.lost].error not in _OF_A_PROCESS:
+            raise self._cut(self.lost, self._controls[self.lost])
         super().check()
+        for rank, pipe in self._pipes.items():
+            if limit_s and pipe.error not in _OF_A_PROCESS[:-1] and not self._control_inboxes[rank].has(_FAREWELL):
+                raise self._cut(rank, pipe)
+
+    def _cut(self, rank: int, connection: "_Connection") -> CommError:
+        """Return the error of a connection to `rank` that was ended by something else than that rank."""
+        where = f"between {connection.ends}"
+        what = f"rank {self.rank} cannot go on without that rank in {progress.own().what_words}"
+        if connection.error in _OUT_OF_REACH:
+            silent = f"the host of rank {rank} has not answered for {_SILENCE_S:.0f} s"
+            return CommError(f"{silent}, and {what}; it is off, or the network is down {where}")
+        cut = f"something has cut a connection to rank {rank}, {where}"
+        return CommError(f"{cut}, and {what}; the system says: {os.strerror(connection.error)}")
 
     def _told(self) -> tuple[int, bytes] | None:
         self._look(0)  # one question for all ranks
@@ -195,6 +220,7 @@ class TcpCommunicator(FramedCommunicator):
 
     def _lose(self, rank: int) -> None:
         """Note that `rank` has ended: without it the job cannot go on, unless it has said that it leaves."""
+        self._controls[rank].end()
         if self.lost is None and not self._control_inboxes[rank].has(_FAREWELL):
             if progress.is_kept():
                 time.sleep(_SUPERVISED_S)
@@ -224,13 +250,25 @@ class _Connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
         self.fileno, self.close = connection.fileno, connection.close
+        self.ends = "its host and this one"
+        with contextlib.suppress(OSError):  # the other side has ended already
+            self.ends = f"{connection.getsockname()[0]} and {connection.getpeername()[0]}"
         self.has_ended = False
+        self.error = 0  # that has ended it, by `errno`
         self._buffer = np.empty(_READ_BYTES, np.uint8)
         self._ready = self._buffer[:0]  # of it: has been read from the socket, and asked for by nobody
+
+    def expect_answers(self) -> None:
+        """Have the system end the connection when that of the other side does not answer."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        limit_ms = int(1000 * _SILENCE_S)
+        for option, value in (("KEEPIDLE", _ASK_S), ("KEEPINTVL", _ASK_S), ("USER_TIMEOUT", limit_ms)):
+            self._socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{option}"), value)
 
     def end(self) -> None:
         """Note that the other side sends no more."""
         self.has_ended = True
+        self.error = self.error or self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def leave(self) -> None:
         """Send no more, and forget what has come: else closing would take back what is on its way to the other side."""
@@ -245,8 +283,8 @@ class _Connection:
             return self._socket.sendmsg([part.data for part in parts], [], socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return 0
-        except OSError:
-            self.has_ended = True
+        except OSError as error:
+            self._fail(error)
             return 0
 
     def read(self, into: HostArray) -> int:
@@ -265,7 +303,11 @@ class _Connection:
             count = self._socket.recv_into(into.data)
         except BlockingIOError:
             return 0
-        except OSError:
-            count = 0
+        except OSError as error:
+            self._fail(error)
+            return 0
         self.has_ended |= count == 0
         return count
+
+    def _fail(self, error: OSError) -> None:
+        self.has_ended, self.error = True, self.error or error.errno or errno.EIO
