@@ -554,6 +554,12 @@ def test_a_rank_listens_where_it_is_told_to_else_where_the_rendezvous_is(monkeyp
     assert rendezvous.own_host("10.0.0.1:80") == "127.0.0.2"
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "0"])
+def test_nobody_listens_at_all_addresses(host):
+    with pytest.raises(LaunchError, match="which is all addresses of its host"):
+        Listener(host)
+
+
 # --- processes without a launcher of ours ---
 
 JOIN = "import os, signal, sys, time, numpy as np, disttrain as dt\ncomm = dt.init('tcp')\n"
