@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -56,12 +57,19 @@ def build(instruction_set: InstructionSet, folder: Path | None = None) -> Path:
         folder: the cache; by default the user's.
 
     Raises:
-        BuildError: there is no compiler, it fails, or the cache cannot be written; says which.
+        BuildError: there is no compiler, it fails, or the cache cannot be written, or can be by others; says which.
     """
     folder = folder or cache_dir()
     name = _name(instruction_set)
     if (INSTALLED / f"{name}.so").exists():
         return INSTALLED / f"{name}.so"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    if found.st_uid not in (os.geteuid(), 0) or stat.S_IMODE(found.st_mode) & 0o022:
+        raise BuildError(f"others can write to the cache {folder}, and what they put there would run: chmod 700 it")
     try:
         compiler = _compiler()
         library = folder / f"{name}-{_key([*compiler, _version(compiler), *sorted(cpu_flags() & RELEVANT_FLAGS)])}.so"
@@ -73,7 +81,6 @@ def build(instruction_set: InstructionSet, folder: Path | None = None) -> Path:
     try:
         if library.exists():
             return library
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(library.with_suffix(".lock"), timeout=_TIMEOUT_S):
             if not library.exists():
                 start = time.perf_counter()
@@ -83,7 +90,7 @@ def build(instruction_set: InstructionSet, folder: Path | None = None) -> Path:
                     instruction_set.name, shlex.join(compiler), time.perf_counter() - start, library,
                 )  # fmt: skip
     except OSError as error:
-        raise BuildError(f"the cache {folder} cannot be used: {error}") from error
+        raise _unusable(folder, error) from error
     return library
 
 
@@ -104,6 +111,10 @@ def install() -> Path | None:
     library = INSTALLED / f"{_name(instruction_set)}.so"
     _compile(compiler, instruction_set, library)
     return library
+
+
+def _unusable(folder: Path, error: OSError) -> BuildError:
+    return BuildError(f"the cache {folder} cannot be used: {error}")
 
 
 def _compiler() -> list[str]:
