@@ -85,7 +85,7 @@ def cached(folder: Path, transport: str, hosts: Sequence[str]) -> Costs | None:
         if time.time() - path.stat().st_mtime > _AGE_S:
             return None
         return Costs(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):  # none there, or not one of ours
+    except (OSError, ValueError, TypeError, RecursionError):  # none there, or not one of ours
         return None
 
 
