@@ -73,7 +73,7 @@ cupy: env  ## ops on CuPy's arrays, on the emulated device that EMUGPU, a folder
 ray:  ## workers that Ray starts; in an environment of its own, without MPI; not part of test
 	test -d $(RAY_VENV) || $(PYTHON) -m venv $(RAY_VENV)
 	$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]' pytest pytest-timeout
-	$(RAY_VENV)/bin/python -m pytest -v tests/launch/test_ray.py
+	$(RAY_VENV)/bin/python -m pytest -v tests/launch/test_ray.py tests/ray
 
 # One by one: a peer that does not install on this Python or machine is a gap in the table, and stops no other.
 env-bench: env  ## add to .venv what disttrain is measured beside: the extra `bench`

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from disttrain.errors import DisttrainError, LaunchError
+from disttrain.ray.meeting import held_port
 
 
 class Arrival(NamedTuple):
@@ -29,8 +30,6 @@ class Rank:
 
     def arrive(self, folder: str, script: str) -> tuple[int, str, str]:
         """Go to `folder`, and say where this rank is."""
-        import ray
-
         host = socket.gethostname()
         if folder:
             try:
@@ -42,12 +41,8 @@ class Rank:
                 ) from error
         if script and not os.path.isfile(script):
             raise LaunchError(f"rank {self._rank} does not find the script {script} in {os.getcwd()}, on host {host}")
-        # Bound, and not listening, it keeps the port from others until rank 0 listens there.
-        self._port = socket.socket()
-        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        address = ray.util.get_node_ip_address()
-        self._port.bind((address, 0))
-        return os.getpid(), host, f"{address}:{self._port.getsockname()[1]}"
+        self._port, meeting = held_port()
+        return os.getpid(), host, meeting
 
     def call(self, environment: dict[str, str], function: Callable[..., Any], *args: Any) -> Any:
         """Call ``function(*args)`` with signals as Python has them, and variables that say this rank's place."""

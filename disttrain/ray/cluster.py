@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from disttrain.errors import LaunchError
 
 PLACEMENTS = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 _CONNECT_S = 5.0
+_ANSWER_S = 15.0  # from a cluster that may be busy; what it does not say is refused in half a minute
 _STORE_BYTES = 100 << 20  # gradients do not go through Ray's object store
 
 
@@ -50,7 +52,7 @@ def cluster(request: Request, folder: Path) -> Iterator[None]:
     Raises:
         LaunchError: there is no Ray, or no cluster at the address.
     """
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+    if sys.modules.get("ray") and sys.modules["ray"].is_initialized():
         yield
         return
     # Ray reads these when it is imported. Ranks may write the same lines, and its advice to start nodes comes too late.
@@ -76,7 +78,7 @@ def cluster(request: Request, folder: Path) -> Iterator[None]:
         else:
             cpus = max(os.cpu_count() or 1, -(-request.workers * request.cpus // 1))
             ray.init("local", num_cpus=int(cpus), object_store_memory=_STORE_BYTES, _temp_dir=str(folder), **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         if address:
             raise LaunchError(_no_cluster(address, error)) from error
         raise LaunchError(f"Ray cannot be started here: {error}") from error
@@ -93,16 +95,45 @@ def _token() -> str:
 
 
 def _reach(address: str) -> None:
-    """Raise `OSError` or `ValueError` where nobody listens at an address: Ray would try for two minutes."""
-    with contextlib.suppress(ImportError):  # it is not public; without it `auto` takes as long as Ray takes
-        from ray._private.services import canonicalize_bootstrap_address
+    """Raise an error where nobody listens at an address, or what does is no cluster that lets this process in.
 
-        address = canonicalize_bootstrap_address(address) or ""
-    if address not in ("", "auto"):
-        socket.create_connection(rendezvous.parsed(address), _CONNECT_S).close()
+    Ray itself would try for minutes, and wait for ever for a cluster that has another token.
+    """
+    try:
+        from ray._private.authentication import authentication_token_setup as tokens
+        from ray._private.services import canonicalize_bootstrap_address
+        from ray._raylet import GcsClient
+    except ImportError:  # none is public; without them it takes as long as Ray takes
+        return
+    if address == "auto":
+        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    tokens.ensure_token_if_auth_enabled(create_token_if_missing=False)  # to ask without one would abort the process
+    place = canonicalize_bootstrap_address(address) or ""
+    socket.create_connection(rendezvous.parsed(place), _CONNECT_S).close()
+    answers = list[Exception | None]()
+
+    def ask() -> None:
+        try:
+            GcsClient(address=place)
+        except Exception as error:  # of Ray's own kinds: it is raised again where it is waited for
+            answers.append(error)
+        else:
+            answers.append(None)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_ANSWER_S)
+    answer = answers[0] if answers else TimeoutError(f"what listens there has said nothing for {_ANSWER_S:.0f} s")
+    if answer is not None:
+        raise answer
 
 
 def _no_cluster(address: str, error: Exception) -> str:
+    if type(error).__name__ == "AuthenticationError":
+        return (
+            f"the Ray cluster at {address!r} wants another token: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH or "
+            "RAY_AUTH_TOKEN, are to be here what they are on its nodes"
+        )
     return (
         f"no Ray cluster answers at {address!r}: {error}; `ray start --head` starts one, and without an address a job "
         "has one of its own"
