@@ -6,18 +6,45 @@ through the supervisor's descriptors; the system lets only processes of the same
 """
 
 import contextlib
+import importlib
 import os
 import secrets
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 Bytes: TypeAlias = bytes | memoryview
 
 _HEAD = struct.Struct("<QQQ")  # number of the write, counted from 1; step; bytes that follow
 _CHECK = struct.Struct("<L")  # CRC-32 of the head, and of what follows
 _BEGIN = _HEAD.size + _CHECK.size
+
+
+class Store(Protocol):
+    """Where the last step is left: `LastStep`, or what reaches one on another host."""
+
+    def write(self, step: int, chunks: Iterable[Bytes]) -> None:
+        """Keep a state; as `LastStep.write`."""
+
+    def read(self) -> tuple[int, bytes] | None:
+        """Return the newest state; as `LastStep.read`."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+def opened(address: str) -> Store:
+    """Return what is at an address: ``MODULE//PLACE`` is opened by a function of the same name in that module.
+
+    Raises:
+        OSError: it is out of reach.
+    """
+    module, is_elsewhere, place = address.partition("//")
+    if not is_elsewhere:
+        return LastStep.at(address)
+    found: Store = importlib.import_module(module).opened(place)
+    return found
 
 
 class LastStep:

@@ -77,13 +77,14 @@ def _tell(error: BaseException, workers: int, folder: Path) -> int:
             time_s=0.0,
             exit_code=error.exit_code,
             text=f"{error}\n",
-            error="the loss of its actor",
+            error=error.cause,
         )
         is_told = error.is_near
     else:
         raise error
-    if not is_told:  # the clock of its host may be another
-        dataclasses.replace(report, time_s=time.monotonic()).write(folder)
+    if not is_told:  # the clock of its host may be another; and others fail because of a loss, though they tell sooner
+        time_s = 0.0 if isinstance(error, RankLostError) else time.monotonic()
+        dataclasses.replace(report, time_s=time_s).write(folder)
     return report.exit_code
 
 

@@ -57,7 +57,8 @@ def serve(argv: Sequence[str]) -> tuple[Report, bool] | None:
     if alive is not None:
         _be_watched(Path(folder or ""), place)
         os._exit = _telling_exit(alive)  # type: ignore[assignment]  # the argument's name is its own affair
-    atexit.register(_say, alive, DONE)  # the first to be registered is the last to run
+    last_words = [b""]  # an actor's process also ends, through its exit handlers, when its node does
+    atexit.register(lambda: _say(alive, *last_words))  # the first to be registered is the last to run
     try:
         _run(argv)
     except KeyboardInterrupt as error:
@@ -71,6 +72,7 @@ def serve(argv: Sequence[str]) -> tuple[Report, bool] | None:
             is_told = _leave(report, folder)
             _say(alive, FAILED)
             return report, is_told
+    last_words[0] = DONE
     progress.at(progress.Phase.SHUTDOWN)
     return None
 

@@ -10,12 +10,15 @@ from typing import Any, Self
 
 from disttrain import env
 from disttrain.errors import CommError, LaunchError
+from disttrain.ray import keeper
 from disttrain.ray.actor import Arrival, Herald, Rank
 from disttrain.ray.cluster import Request
+from disttrain.ray.meeting import meeting, place
 
 _PLACE_S = 20.0  # for Ray to find room: what is lacking is said within half a minute
+_PLACE_ROUND_S = 1.0
 _LOOK_S = 0.1
-_SETTLE_S = 0.3  # after a failure: Ray knows by then of an actor whose death was the cause
+_SETTLE_S = 0.3  # after a failure: by then Ray knows of an actor, and a silent node is known, whose end was the cause
 
 
 class RankLostError(CommError):
@@ -24,14 +27,15 @@ class RankLostError(CommError):
     Attributes:
         rank: whose.
         host: where it was.
-        is_near: whether that is this host.
+        is_near: whether that is this host, whose supervisor knows more.
+        cause: in a few words.
     """
 
     exit_code = 128 + signal.SIGKILL  # Ray does not tell by which signal: this is what kills without a word
 
-    def __init__(self, text: str, *, rank: int, host: str, is_near: bool) -> None:
+    def __init__(self, text: str, *, rank: int, host: str, is_near: bool, cause: str = "the loss of its actor") -> None:
         super().__init__(text)
-        self.rank, self.host, self.is_near = rank, host, is_near
+        self.rank, self.host, self.is_near, self.cause = rank, host, is_near, cause
 
 
 class Ranks:
@@ -54,6 +58,7 @@ class Ranks:
         self._actors: list[Any] = []
         self._nodes: list[str] = []  # by rank
         self._heralds: dict[str, Any] = {}  # by node, of all but this process's own
+        self._keeper: Any = None  # of the last step, where rank 0 is on another node than this process
         self._arrivals: list[Arrival] = []
         self._calls: dict[Any, int] = {}  # ranks by what they are to return
 
@@ -74,23 +79,17 @@ class Ranks:
     def __exit__(self, *error: object) -> None:
         import ray
 
-        for actor in (*self._actors, *self._heralds.values()):
+        for actor in filter(None, (*self._actors, *self._heralds.values(), self._keeper)):
             ray.kill(actor)
         ray.util.remove_placement_group(self._group)
 
     def call(self, function: Callable[..., Any], *args: Any) -> None:
         """Call ``function(*args)`` on every rank, in the main thread of its process."""
-        environment = {**self._environment, **self._meeting()}
+        environment = {**self._environment, **self._meeting(), **self._memory()}
         on_node: Counter[str] = Counter()
         for rank, (actor, node) in enumerate(zip(self._actors, self._nodes, strict=True)):
-            place = {
-                env.RANK: rank,
-                env.WORLD_SIZE: self.size,
-                env.LOCAL_RANK: on_node[node],
-                env.LOCAL_SIZE: self._nodes.count(node),
-            }
+            own = environment | place(rank, self.size, on_node[node], self._nodes.count(node))
             on_node[node] += 1
-            own = {**environment, **{name: str(value) for name, value in place.items()}}
             self._calls[actor.call.remote(own, function, *args)] = rank
 
     def outcomes(self) -> Iterator[tuple[int, Any] | None]:
@@ -101,7 +100,7 @@ class Ranks:
         """
         import ray
 
-        waiting, ending = dict(self._calls), list[Any]()
+        waiting, ending, asked = dict(self._calls), list[Any](), dict[Any, int]()
         failure: tuple[int, BaseException] | None = None
         while waiting or ending:
             ready, _ = ray.wait([*waiting, *ending], timeout=_LOOK_S)
@@ -112,22 +111,27 @@ class Ranks:
                     yield rank, outcome
                     return
                 if isinstance(outcome, BaseException):
-                    failure, failed_s = failure or (rank, outcome), time.monotonic()
+                    failed_s = time.monotonic()
+                    failure, asked = failure or (rank, outcome), asked or self.signal(0)
                 else:
                     ending.append(self._actors[rank].__ray_terminate__.remote())
                     yield rank, outcome
             if failure and (not waiting or time.monotonic() > failed_s + _SETTLE_S):
-                yield failure
+                _, silent = ray.wait([*asked], num_returns=len(asked), timeout=0) if asked else ((), ())
+                lost = min((asked[each] for each in silent if asked[each] in waiting.values()), default=None)
+                yield failure if lost is None else (lost, self._loss_of_node(lost))
                 return
             yield None
 
-    def signal(self, number: int) -> None:
-        """Send a signal to all ranks, wherever they are."""
-        for node, arrival in zip(self._nodes, self._arrivals, strict=True):
+    def signal(self, number: int) -> dict[Any, int]:
+        """Send a signal to all ranks, wherever they are; return those on other nodes, by what says that it was sent."""
+        sent: dict[Any, int] = {}
+        for rank, (node, arrival) in enumerate(zip(self._nodes, self._arrivals, strict=True)):
             if node in self._heralds:
-                self._heralds[node].send.remote(arrival.pid, number)
+                sent[self._heralds[node].send.remote(arrival.pid, number)] = rank
             else:
                 Herald().send(arrival.pid, number)
+        return sent
 
     def _place(self) -> None:
         """Reserve what the ranks need, and order them by node, this process's own first."""
@@ -136,21 +140,24 @@ class Ranks:
 
         each = {"CPU": self._request.cpus, "GPU": self._request.gpus}
         asked = {name: self.size * count for name, count in each.items() if count}
-        there = ray.cluster_resources()
         self._group = placement_group([{name: count for name, count in each.items() if count}] * self.size,
             strategy=self._request.placement)  # fmt: skip
-        if any(there.get(name, 0) < count for name, count in asked.items()) or not self._group.wait(_PLACE_S):
-            free = ray.available_resources()
+        deadline_s = time.monotonic() + _PLACE_S
+        while not self._group.wait(_PLACE_ROUND_S):
+            there = ray.cluster_resources()  # which becomes less when a node is lost
+            if time.monotonic() < deadline_s and all(there.get(name, 0) >= count for name, count in asked.items()):
+                continue
+            free, nodes = ray.available_resources(), sum(node["Alive"] for node in ray.nodes())
             ray.util.remove_placement_group(self._group)
             raise LaunchError(
                 f"Ray has no room for {self.size} worker(s), placement {self._request.placement}: asked for "
-                f"{_words(asked)}; there are {_words(there, asked)} on {len(ray.nodes())} node(s), of which "
+                f"{_words(asked)}; there are {_words(there, asked)} on {nodes} node(s), of which "
                 f"{_words(free, asked)} are free; ask for fewer, or wait for those who have them (`ray status`)"
             )
         here = ray.get_runtime_context().get_node_id()
-        nodes = placement_group_table(self._group)["bundles_to_node_id"]
-        self._bundles = sorted(nodes, key=lambda bundle: (nodes[bundle] != here, nodes[bundle], bundle))
-        self._nodes = [nodes[bundle] for bundle in self._bundles]
+        node_of = placement_group_table(self._group)["bundles_to_node_id"]
+        self._bundles = sorted(node_of, key=lambda bundle: (node_of[bundle] != here, node_of[bundle], bundle))
+        self._nodes = [node_of[bundle] for bundle in self._bundles]
 
     def _start(self) -> None:
         """Start the actors, and have them say where they are."""
@@ -177,8 +184,20 @@ class Ranks:
         """Return the variables by which the ranks find each other."""
         if self.size == 1:
             return {}
-        meeting = {env.RENDEZVOUS: self._arrivals[0].address, env.SECRET: secrets.token_hex(32)}
-        return {env.TRANSPORT: "tcp", **meeting, **self._environment}
+        return {**meeting(self._arrivals[0].address), **self._environment}
+
+    def _memory(self) -> dict[str, str]:
+        """Return the variable by which rank 0 reaches the supervisor's memory, where it is on another node."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        memory, here = self._environment.get(env.LAST_STEP), ray.get_runtime_context().get_node_id()
+        if not memory or self._nodes[0] == here:
+            return {}
+        name = f"disttrain-keeper-{secrets.token_hex(8)}"
+        options = {"name": name, "num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+        self._keeper = ray.remote(keeper.Keeper).options(**options).remote(memory)
+        return {env.LAST_STEP: keeper.address(name)}
 
     def _outcome(self, rank: int, reference: Any) -> Any:
         """Return what a rank has returned, or the exception that ended it."""
@@ -192,12 +211,24 @@ class Ranks:
             return error
         except ray.exceptions.RayActorError as error:
             arrival = self._arrivals[rank]
+            if "its node has died" in str(error):
+                return self._loss_of_node(rank)
             said = str(error).partition("Worker exit detail: ")[2].partition(". ")[0]
             text = (
                 f"rank {rank} of {self.size}, on host {arrival.host}, pid {arrival.pid}, was killed, has crashed, or "
                 f"called os._exit: Ray has lost its actor{said and f' ({said})'}"
             )
             return RankLostError(text, rank=rank, host=arrival.host, is_near=arrival.host == socket.gethostname())
+
+    def _loss_of_node(self, rank: int) -> RankLostError:
+        """Return the loss of a rank with its node, of which nobody else can tell."""
+        with_it = [other for other, node in enumerate(self._nodes) if node == self._nodes[rank]]
+        host = self._arrivals[rank].host
+        text = (
+            f"rank {rank} of {self.size}, on host {host}, was lost: Ray's node there, with rank(s) "
+            f"{', '.join(map(str, with_it))} of this job, does not answer any more"
+        )
+        return RankLostError(text, rank=rank, host=host, is_near=False, cause="the loss of its node")
 
 
 def _words(resources: Mapping[str, float], names: Iterable[str] = ("CPU", "GPU")) -> str:

@@ -18,7 +18,7 @@ from disttrain.checkpoint.format import check_writable, encode
 from disttrain.checkpoint.writing import whole
 from disttrain.comm import Communicator
 from disttrain.errors import CheckpointError
-from disttrain.last_step import Bytes, LastStep
+from disttrain.last_step import Bytes, Store, opened
 from disttrain.observe import log
 
 _SHARE = 0.02  # of the time of training, at most
@@ -37,7 +37,7 @@ class Memory:
     def __init__(self, comm: Communicator) -> None:
         self._comm = comm
         self._address = env.last_step()
-        self._last: LastStep | None = None
+        self._last: Store | None = None
         self._fit = 0  # which call of fit() this is, counted from 1
         self._costs_s: deque[float] = deque(maxlen=_COSTS)
         self._kept_s = self._voted_s = time.monotonic()
@@ -52,7 +52,7 @@ class Memory:
         if not self._address or self._comm.rank > 0:
             return None
         try:
-            self._last = LastStep.at(self._address)
+            self._last = opened(self._address)
         except OSError as error:
             log.warning("nothing is remembered for a restart: the supervisor's memory is out of reach: %s", error)
             return None
