@@ -1,20 +1,38 @@
 """Ranks as actors of Ray, which places them and watches over them; what they sum goes by disttrain's own transport.
 
-`train` is for those who write Python; ``disttrain run --launcher ray`` runs a script in the same actors. Ray carries
-the function, its result, and where the ranks meet; gradients go over TCP between nodes, and by memory within one.
+`train` is for those who write Python; ``disttrain run --launcher ray`` runs a script in the same actors, and
+`DisttrainTrainer` has Ray Train place and watch over them. Ray carries the function, its result, and where the ranks
+meet; gradients go over TCP between nodes, and by memory within one.
 """
 
 import contextlib
+import importlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from disttrain import env
+from disttrain.errors import LaunchError
 from disttrain.ray.cluster import PLACEMENTS, Request, cluster
 from disttrain.ray.ranks import RankLostError, Ranks
 
-__all__ = ["PLACEMENTS", "RankLostError", "Ranks", "Request", "cluster", "train"]
+if TYPE_CHECKING:
+    from disttrain.ray.trainer import DisttrainTrainer, Report
+
+__all__ = ["PLACEMENTS", "DisttrainTrainer", "RankLostError", "Ranks", "Report", "Request", "cluster", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in (
+        "DisttrainTrainer",
+        "Report",
+    ):  # at their first use: they need Ray Train, and a job of ranks does not
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(f"{__name__}.trainer"), name)
+    except ImportError as error:
+        raise LaunchError(f"dt.ray.{name} needs Ray Train: pip install 'disttrain[ray]': {error}") from error
 
 
 def train(
