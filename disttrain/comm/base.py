@@ -19,7 +19,7 @@ from disttrain.comm.contract import TAG, Contract, called
 from disttrain.comm.costs import Costs
 from disttrain.comm.encoded import Wire, wire_of
 from disttrain.comm.node import Node, Share
-from disttrain.comm.pending import Channel, HostArray, Pending, Request, Steps
+from disttrain.comm.pending import DONE, Channel, HostArray, Pending, Request, Steps
 from disttrain.comm.scratch import Scratch
 from disttrain.comm.segments import Exchange
 from disttrain.errors import CommError, ConfigError, ShapeError
@@ -264,12 +264,20 @@ class Communicator(ABC):
                 as it is. What ranks sum in memory that they share does not travel, and is not rounded.
             name: as of `all_reduce`.
         """
-        check_writable(array)
-        combination(op, array)  # refuses what it does not know
+        begun: Share | None = None
+        if wire is None and self._node is not None and self._is_one_node:
+            made = self._node.all_reduce_at_once(array, op, name, limit_ns=0)
+            if isinstance(made, bool):
+                self._sequence += 1  # as in `_all_reduced`
+                return DONE
+            begun = made
+        if begun is None:
+            check_writable(array)
+            combination(op, array)  # refuses what it does not know
         carrier = wire_of(wire, op, array.dtype)
         way = "" if wire is None else f" by {wire if isinstance(wire, str) else type(wire).__name__}"
         channel = self._channel(f"all_reduce {op}{way}", array, name, by_messages=False)
-        return self._start(self._all_reduce(array, op, channel, name, wire=carrier), "all_reduce", array)
+        return self._start(self._all_reduce(array, op, channel, name, begun, carrier), "all_reduce", array)
 
     def start_shard_sum(self, nodes: Sequence[Array], out: Array, layout: canonical.Layout) -> Pending:
         """Start to put the sum over the shards of a batch into `out`: the same bits for any number of ranks.
@@ -429,7 +437,11 @@ class Communicator(ABC):
         share: Share | None = None,
         wire: Wire | None = None,
     ) -> Steps:
-        """Combine `array` in the node's memory, else by messages; `share`: where that has begun."""
+        """Combine `array` in the node's memory, else by messages; `share`: where all share one, and it has begun."""
+        if share is not None and array.dtype in node.COMPUTED:
+            share.channel = channel
+            yield share
+            return
         combine, host = combination(op, array), contiguous(array)
         flat = host.reshape(-1)
         # What nodes cannot sum goes round among all ranks, each node's side by side.

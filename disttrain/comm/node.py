@@ -152,8 +152,10 @@ class Node:
         status = self._start(self._address, flat.ctypes.data, what)
         return self._share(status)
 
-    def all_reduce_at_once(self, array: Array, op: str, name: str) -> "Literal[True] | Share | None":
-        """Combine `array` over the ranks if they are there, or soon come: True when that is done, by one call.
+    def all_reduce_at_once(
+        self, array: Array, op: str, name: str, limit_ns: int = _TURN_NS
+    ) -> "Literal[True] | Share | None":
+        """Combine `array` over the ranks if they are there, or come soon: True when that is done, by one call.
 
         Returns:
             None, with nothing started, where the array must be prepared first; else, if not True, what is left.
@@ -166,6 +168,7 @@ class Node:
             return None
         if name or array.ndim > 1:
             what |= _digest(name, array.shape)
+        self._collective.limit_ns = limit_ns
         status = self._start(self._address, data, what)
         return True if status == all_reduce.DONE else self._share(status)
 
@@ -198,7 +201,7 @@ class Node:
 
     def _prepare(self) -> None:
         """Make what the next collective that is not done at once is kept in."""
-        self._collective = all_reduce.Collective(ranks=ctypes.pointer(self.ranks), limit_ns=_TURN_NS)
+        self._collective = all_reduce.Collective(ranks=ctypes.pointer(self.ranks))
         self._address = ctypes.addressof(self._collective)
 
     def _put(self, window: int, segments: list[mmap] | None) -> None:
