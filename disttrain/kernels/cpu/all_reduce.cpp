@@ -10,8 +10,11 @@
 // and writes that to all: they meet twice, and each element crosses as often as in a ring. What is short is always in
 // the slots, and every rank combines all of it: they meet once. NaN goes through a maximum as through NumPy's.
 //
-// Where an array is long and lies elsewhere, all ranks copy theirs piece by piece into lanes that all have mapped, and
-// combine all of a piece while it is in the caches. A rank has one lane: what passes there does so in the order of
+// Where an array is long and lies elsewhere, all ranks pass theirs piece by piece through lanes that all have mapped. A
+// piece has a part for each rank, which that combines: a rank puts the others' parts of its piece into its lane, combines
+// its own part of what lies in the other lanes, in place there, and takes from its lane what the others have made of their
+// parts. Whoever has read a line of a lane last is the next to write to it: then it is in that core's cache already, for
+// it alone. A lane is short, so that it stays in the caches. A rank has one: what passes there does so in the order of
 // collectives, after all earlier ones have been found to need the lane no more.
 //
 // Of another dtype only the announcements are compared. They say what is to be combined, and which collectives by
@@ -38,7 +41,7 @@ namespace {
 constexpr int64_t LINE = 64, SLOTS = 8;
 constexpr int64_t KIND_BITS = 6, COUNT_BITS = 36;
 constexpr int64_t MAIL_BYTES = 1 << 17, SHORT_BYTES = 1 << 11;
-constexpr int64_t PIECE_BYTES = 1 << 16, PIECES = 32;
+constexpr int64_t PIECE_BYTES = 1 << 18, PIECES = 2;
 
 // As in disttrain/comm/waiting.py, where it was measured.
 constexpr int64_t YIELD_NS = 1000000, SLEEP_NS = 50000;
@@ -64,8 +67,8 @@ struct alignas(LINE) Slot {
 
 // Where pieces of a rank's arrays pass, numbered over all collectives; it lies behind the rank's slots.
 struct alignas(LINE) Lane {
-    std::atomic<int64_t> filled;                // how many pieces this rank has put here
-    alignas(LINE) std::atomic<int64_t> passed;  // how many it has combined: of these it reads nobody's any more
+    // Of how many pieces this rank has put the others' parts here, has combined its own part, and has taken the others'.
+    std::atomic<int64_t> filled, combined, passed;
     alignas(LINE) char pieces[PIECES][PIECE_BYTES];
 };
 
@@ -118,12 +121,8 @@ inline char* array_of(const Collective& c, int64_t rank) {
     return c.node->segments[slot.what.window * c.node->size + rank] + slot.what.offset;
 }
 
-// Returns whether is_ready(slot) holds for every rank's slot; waits for that for about limit_ns.
-template <typename IsReady> bool all_are(Collective& c, int64_t limit_ns, const IsReady& is_ready) {
-    auto look = [&] {
-        while (c.ready < c.node->size && is_ready(slot_of(c, c.ready))) c.ready++;
-        return c.ready == c.node->size;
-    };
+// Looks until look() is true, for about limit_ns; returns whether it is. A look that fails leaves in c.ready for whom.
+template <typename Look> bool waits(Collective& c, int64_t limit_ns, const Look& look) {
     bool is_so = look();
     if (!is_so && limit_ns > 0) {
         for (int64_t spin = c.waited_ns ? c.node->spins : 0; !is_so && spin < c.node->spins; spin++) {
@@ -143,6 +142,14 @@ template <typename IsReady> bool all_are(Collective& c, int64_t limit_ns, const 
     }
     if (is_so) c.ready = c.waited_ns = 0;
     return is_so;
+}
+
+// Waits, as above, until is_ready(slot) holds for every rank's slot.
+template <typename IsReady> bool all_are(Collective& c, int64_t limit_ns, const IsReady& is_ready) {
+    return waits(c, limit_ns, [&] {
+        while (c.ready < c.node->size && is_ready(slot_of(c, c.ready))) c.ready++;
+        return c.ready == c.node->size;
+    });
 }
 
 // The ranks' operations, of single elements and of vectors of them.
@@ -195,34 +202,38 @@ template <typename T, typename Op> void combine_all(const Collective& c) {
     combine<T, Op>(arrays_of<T>(c), c.node->size, reinterpret_cast<T* const*>(&c.data), 1, 0, c.count);
 }
 
+// Combines elements [begin, end) of all ranks' arrays where they are. Of two ranks with addresses in registers: a tenth
+// faster where arrays lie in the caches.
+template <typename T, typename Op> inline void combine_here(T* const* x, int64_t size, int64_t begin, int64_t end) {
+    if (size == 2) {
+        T* const both[] = {x[0], x[1]};
+        combine<T, Op>(both, 2, both, 2, begin, end);
+    } else {
+        combine<T, Op>(x, size, x, size, begin, end);
+    }
+}
+
 template <typename T, typename Op> void combine_part(const Collective& c) {
     // Whole lines: no two ranks write to the same one, where arrays begin at one.
     constexpr int64_t PER_LINE = LINE / sizeof(T);
     int64_t lines = (c.count + PER_LINE - 1) / PER_LINE, rank = c.node->rank, size = c.node->size;
     int64_t begin = lines * rank / size * PER_LINE, end = lines * (rank + 1) / size * PER_LINE;
-    if (end > c.count) end = c.count;
-    T* const* arrays = arrays_of<T>(c);
-    if (size == 2) {  // addresses in registers: a tenth faster where arrays lie in the caches
-        T* const both[] = {arrays[0], arrays[1]};
-        combine<T, Op>(both, 2, both, 2, begin, end);
-    } else {
-        combine<T, Op>(arrays, size, arrays, size, begin, end);
-    }
+    combine_here<T, Op>(arrays_of<T>(c), size, begin, end < c.count ? end : c.count);
 }
 
-// Combines the piece that is in everyone's lane: `bytes` of it, from byte `at` of the arrays on.
-template <typename T, typename Op> void combine_piece(const Collective& c, int64_t at, int64_t bytes, int64_t piece) {
+// Combines bytes [begin, end) of a piece: the others' in their lanes, and this rank's, which begins at `data`.
+template <typename T, typename Op>
+void combine_piece(const Collective& c, char* data, int64_t piece, int64_t begin, int64_t end) {
     char** x = c.node->arrays;
     for (int64_t rank = 0; rank < c.node->size; rank++) x[rank] = lane_of(c, rank).pieces[piece % PIECES];
-    x[c.node->rank] = c.data + at;
-    T* y = reinterpret_cast<T*>(c.data + at);
-    combine<T, Op>(reinterpret_cast<T* const*>(x), c.node->size, &y, 1, 0, bytes / sizeof(T));
+    x[c.node->rank] = data;
+    combine_here<T, Op>(reinterpret_cast<T* const*>(x), c.node->size, begin / sizeof(T), end / sizeof(T));
 }
 
 struct Work {
     void (*all)(const Collective&);
     void (*part)(const Collective&);
-    void (*piece)(const Collective&, int64_t at, int64_t bytes, int64_t piece);
+    void (*piece)(const Collective&, char* data, int64_t piece, int64_t begin, int64_t end);
 };
 
 template <typename T, typename Op> constexpr Work OF = {combine_all<T, Op>, combine_part<T, Op>, combine_piece<T, Op>};
@@ -268,32 +279,47 @@ void settle(const Collective& c) {
     while (node.freed_by[(node.settled + 1) % SLOTS] > node.settled) node.settled++;
 }
 
-// Passes the array through the lane; returns whether that is done. Waits for about limit_ns, at each piece, at most.
+// Passes the array through the lane; returns whether that is done. Waits for about limit_ns, at each step, at most.
 bool pass(Collective& c, int64_t limit_ns) {
     Lane& own = lane_of(c, c.node->rank);
-    int64_t total = bytes_of(c), end = c.first + (total + PIECE_BYTES - 1) / PIECE_BYTES;
+    const int64_t rank = c.node->rank, size = c.node->size, total = bytes_of(c);
+    const int64_t end = c.first + (total + PIECE_BYTES - 1) / PIECE_BYTES;
     int64_t filled = own.filled.load(std::memory_order_relaxed), passed = own.passed.load(std::memory_order_relaxed);
-    auto at = [&](int64_t piece) { return (piece - c.first) * PIECE_BYTES; };
-    auto bytes = [&](int64_t piece) { return total - at(piece) < PIECE_BYTES ? total - at(piece) : PIECE_BYTES; };
-    auto has_room = [&](int64_t rank) {
-        return lane_of(c, rank).passed.load(std::memory_order_acquire) > filled - PIECES;
+    int64_t combined = own.combined.load(std::memory_order_relaxed);
+    auto data = [&](int64_t piece) { return c.data + (piece - c.first) * PIECE_BYTES; };
+    // Where a rank's part of a piece begins, in whole lines; that of rank `size` is the piece's end.
+    auto part = [&](int64_t piece, int64_t of) {
+        int64_t left = total - (piece - c.first) * PIECE_BYTES, bytes = left < PIECE_BYTES ? left : PIECE_BYTES;
+        return of < size ? bytes / LINE * of / size * LINE : bytes;
     };
-    auto is_filled = [&](Slot&) { return lane_of(c, c.ready).filled.load(std::memory_order_acquire) > passed; };
-    while (passed < end) {
-        int64_t rank = 0;
-        while (filled < end && rank < c.node->size && has_room(rank)) rank++;
-        if (rank == c.node->size) {
-            std::memcpy(own.pieces[filled % PIECES], c.data + at(filled), bytes(filled));
-            own.filled.store(++filled, std::memory_order_release);
-            c.ready = 0;
-        } else if (filled > passed) {
-            if (!all_are(c, limit_ns, is_filled)) return false;
-            WORK[c.kind].piece(c, at(passed), bytes(passed), passed);
+    auto copy_others = [&](char* to, const char* from, int64_t piece) {
+        int64_t begin = part(piece, rank), after = part(piece, rank + 1);
+        std::memcpy(to, from, begin);
+        std::memcpy(to + after, from + after, part(piece, size) - after);
+    };
+    auto all_have = [&](std::atomic<int64_t> Lane::*count, int64_t pieces) {
+        c.ready = 0;
+        while (c.ready < size && (lane_of(c, c.ready).*count).load(std::memory_order_acquire) >= pieces) c.ready++;
+        return c.ready == size;
+    };
+    // What is farthest on goes first: it is in the caches.
+    auto step = [&] {
+        if (passed < combined && all_have(&Lane::combined, passed + 1)) {
+            copy_others(data(passed), own.pieces[passed % PIECES], passed);
             own.passed.store(++passed, std::memory_order_release);
-        } else if (!all_are(c, limit_ns, [&](Slot&) { return has_room(c.ready); })) {
+        } else if (combined < filled && all_have(&Lane::filled, combined + 1)) {
+            WORK[c.kind].piece(c, data(combined), combined, part(combined, rank), part(combined, rank + 1));
+            own.combined.store(++combined, std::memory_order_release);
+        } else if (filled < end && filled - passed < PIECES) {
+            copy_others(own.pieces[filled % PIECES], data(filled), filled);
+            own.filled.store(++filled, std::memory_order_release);
+        } else {
             return false;
         }
-    }
+        return true;
+    };
+    while (passed < end)
+        if (!waits(c, limit_ns, step)) return false;
     return true;
 }
 
