@@ -135,12 +135,18 @@ class _Running:
         """Start the job's processes; `signals` is a descriptor that carries those of this process."""
         posix.adopt_orphans()
         self._selector.register(signals, selectors.EVENT_READ, self._on_signals)
-        for rank in range(self._job.workers):
-            for name in PIPES:
-                path = self._folder / f"{name}.{rank}"
-                os.mkfifo(path, 0o600)
-                self._listen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), self._handler(name, rank))
-        ends = self._launcher_pipe(self._out), self._launcher_pipe(self._err)
+        try:
+            for rank in range(self._job.workers):
+                for name in PIPES:
+                    path = self._folder / f"{name}.{rank}"
+                    os.mkfifo(path, 0o600)
+                    self._listen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), self._handler(name, rank))
+            ends = self._launcher_pipe(self._out), self._launcher_pipe(self._err)
+        except OSError as error:
+            self._close_pipes()  # to end the job takes open files too
+            raise LaunchError(
+                f"{self._job.workers} workers need {len(PIPES)} pipes each, in {self._folder} and open here: {error}"
+            ) from error
         try:
             for line in lines:
                 self._processes.append(self._process(line, *ends))
@@ -197,8 +203,7 @@ class _Running:
         for sink in {self._out, self._err}:
             sink.restore()
         self._selector.close()
-        for pipe in self._pipes:
-            os.close(pipe)
+        self._close_pipes()
 
     def verdict(self) -> Ending:
         """Return how the job ended; where it failed, the report says who was the first, where, and why."""
@@ -309,6 +314,10 @@ class _Running:
         self._launcher_pipes.add(pipe)
         self._listen(pipe, self._relay(sink, b""))
         return end
+
+    def _close_pipes(self) -> None:
+        while self._pipes:
+            os.close(self._pipes.pop())
 
     def _listen(self, pipe: int, handler: Callable[[int], None]) -> None:
         self._pipes.add(pipe)

@@ -54,12 +54,12 @@ def serve(argv: Sequence[str]) -> tuple[Report, bool] | None:
             # Whole lines, as on a terminal. PYTHONUNBUFFERED would write each print in two pieces.
             stream.reconfigure(line_buffering=True, write_through=False)
     faulthandler.enable()
-    if alive is not None:
-        _be_watched(Path(folder or ""), place)
-        os._exit = _telling_exit(alive)  # type: ignore[assignment]  # the argument's name is its own affair
     last_words = [b""]  # an actor's process also ends, through its exit handlers, when its node does
     atexit.register(lambda: _say(alive, *last_words))  # the first to be registered is the last to run
     try:
+        if alive is not None:
+            _be_watched(Path(folder or ""), place)
+            os._exit = _telling_exit(alive)  # type: ignore[assignment]  # the argument's name is its own affair
         _run(argv)
     except KeyboardInterrupt as error:
         _say(alive, INTERRUPTED)
@@ -70,6 +70,10 @@ def serve(argv: Sequence[str]) -> tuple[Report, bool] | None:
         if code:
             report = _report(error, place, code, time_s)
             is_told = _leave(report, folder)
+            if alive is not None and not is_told:  # no room for it: the text alone, before the word that ends the job
+                sys.stderr.write(report.text)
+                sys.stderr.flush()
+                is_told = True
             _say(alive, FAILED)
             return report, is_told
     last_words[0] = DONE
