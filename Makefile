@@ -61,7 +61,7 @@ netns: env  ## tests across hosts that are network namespaces, where root may ma
 	$(BIN)/python -m pytest -v -m "long or not long" tests/netns
 
 chaos: env  ## every failure in every phase: each must end in time and be named; about 40 minutes
-	$(BIN)/python -m pytest -v -m "long or not long" tests/chaos tests/checkpoint
+	$(BIN)/python -m pytest -v -m "long or not long" tests/chaos tests/checkpoint tests/security
 
 cupy: env  ## ops on CuPy's arrays, on the emulated device that EMUGPU, a folder, brings; not part of test
 	@test -n "$(EMUGPU)" || { echo "say where the emulator is: make cupy EMUGPU=folder" >&2; exit 2; }

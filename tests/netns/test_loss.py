@@ -101,8 +101,9 @@ def outcomes(ends):
     return found
 
 
+@pytest.mark.long
 @each_cut
-@pytest.mark.parametrize("cut_s", [1, *(pytest.param(each, marks=pytest.mark.long) for each in (2, 4))])
+@pytest.mark.parametrize("cut_s", [1, 2, 4])
 def test_a_network_that_is_back_within_seconds_changes_nothing(hosts, tmp_path, digest, cut, cut_s):
     begin, end = CUTS[cut]
     with training(hosts, tmp_path) as go_on:

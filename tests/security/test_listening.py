@@ -58,6 +58,7 @@ def run(program, *options, joins=True):
     return found, [{address for address, _ in own[rank]} for rank in range(2)]
 
 
+@pytest.mark.long
 def test_ranks_in_shared_memory_listen_at_nothing(program):
     assert run(program, "--launcher", "local", joins=False) == ([set()] * 2, [set()] * 2)
 
@@ -69,6 +70,7 @@ def test_ranks_over_tcp_listen_at_loopback_until_all_have_come(program, launcher
     assert own == [{"127.0.0.1"}] * 2
 
 
+@pytest.mark.long
 def test_beside_what_an_mpi_opens_ranks_listen_at_nothing(program, mpi):
     _, own = run(program, "--launcher", "mpirun", joins=False)
     assert own == [set()] * 2
