@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -54,33 +54,37 @@ def measure(comm: dt.comm.Communicator, sizes: Sequence[int], rounds: int) -> tu
     rows = []
     for size in sizes:
         count = size // 4
-        calls = {name: _calls(comm, array[:count], call) for name, (array, call) in methods.items()}
-        wrong = {
-            name: _wrong(comm, array[:count], call) for name, (array, call) in methods.items() if name not in NO_SUMS
+        calls = {name: calls_in_round(comm, array[:count], call) for name, (array, call) in methods.items()}
+        mistakes = {
+            name: wrong(comm, array[:count], call) for name, (array, call) in methods.items() if name not in NO_SUMS
         }
-        times: dict[str, list[float]] = {name: [] for name in methods}
+        taken: dict[str, list[float]] = {name: [] for name in methods}
         for _ in range(rounds):
             for name, (array, call) in methods.items():
-                times[name] += _times(comm, array[:count], call, calls[name])
-        medians = {name: statistics.median(taken) for name, taken in times.items()}
-        for name, time_s in medians.items():
-            bandwidth = size / time_s / 1e9
-            rows.append(
-                {
-                    "method": name,
-                    "size": size,
-                    "count": count,
-                    "type": "float",
-                    "redop": "sum",
-                    "time_us": time_s * 1e6,
-                    "algbw": bandwidth,
-                    "busbw": bandwidth * 2 * (comm.world_size - 1) / comm.world_size,
-                    "wrong": wrong.get(name),
-                    "ratio": medians[name] / medians[OURS],
-                    "calls": len(times[name]),
-                }
-            )
+                taken[name] += times(comm, array[:count], call, calls[name])
+        rows += [row(name, size, comm.world_size, taken, mistakes.get(name)) for name in methods]
     return rows, gaps
+
+
+def row(
+    name: str, size: int, world_size: int, taken: Mapping[str, Sequence[float]], mistakes: int | None
+) -> dict[str, Any]:
+    """Return the figures of a method at a size, from the seconds that the calls of each method have taken."""
+    time_s = statistics.median(taken[name])
+    bandwidth = size / time_s / 1e9
+    return {
+        "method": name,
+        "size": size,
+        "count": size // 4,
+        "type": "float",
+        "redop": "sum",
+        "time_us": time_s * 1e6,
+        "algbw": bandwidth,
+        "busbw": bandwidth * 2 * (world_size - 1) / world_size,
+        "wrong": mistakes,
+        "ratio": time_s / statistics.median(taken[OURS]),
+        "calls": len(taken[name]),
+    }
 
 
 def in_words(rows: Sequence[dict[str, Any]], gaps: Sequence[str], world_size: int) -> str:
@@ -162,13 +166,13 @@ def _gloo(comm: dt.comm.Communicator, own: Array) -> Method:
     return own, lambda array: distributed.all_reduce(torch.from_numpy(array))
 
 
-def _calls(comm: dt.comm.Communicator, array: Array, call: Callable[[Array], Any]) -> int:
+def calls_in_round(comm: dt.comm.Communicator, array: Array, call: Callable[[Array], Any]) -> int:
     """Return how many calls make up a round, the same on all ranks."""
-    once = min(_times(comm, array, call, 3))
+    once = min(times(comm, array, call, 3))
     return max(1, min(_MOST_CALLS, int(_ROUND_S / once)))
 
 
-def _times(comm: dt.comm.Communicator, array: Array, call: Callable[[Array], Any], calls: int) -> list[float]:
+def times(comm: dt.comm.Communicator, array: Array, call: Callable[[Array], Any], calls: int) -> list[float]:
     """Return the seconds of each of `calls` calls, each on the slowest rank."""
     times = np.empty(calls)
     for number in range(calls):
@@ -180,7 +184,7 @@ def _times(comm: dt.comm.Communicator, array: Array, call: Callable[[Array], Any
     return [float(each) for each in comm.all_reduce(times, "max")]
 
 
-def _wrong(comm: dt.comm.Communicator, array: Array, call: Callable[[Array], Any]) -> int:
+def wrong(comm: dt.comm.Communicator, array: Array, call: Callable[[Array], Any]) -> int:
     """Return how many elements of a sum are wrong, on all ranks together."""
     index = np.arange(array.size) % 97
     array[:] = index + comm.rank
