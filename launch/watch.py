@@ -214,13 +214,17 @@ class Watch:
     def _all_wait(self, sights: dict[int, Sight], there: dict[int, Sight]) -> Finding | None:
         """Return why ranks that all wait, wait for ever."""
         for_s = min(sight.still_s for sight in there.values())
+        # fewer than workers, where these go on without some that they have lost
+        left = min(self._workers, *(sight.record.world_size for sight in there.values()))
         for rank, sight in sights.items():
+            if sight.record.world_size > left:
+                continue
             limit_s = self._timeout_s if sight.state else min(self._timeout_s, _GONE_S)
             if sight.has_left and for_s >= limit_s and (sight.state or sight.gone_s >= limit_s):
                 return Finding(rank=rank, kind="gone", for_s=for_s, limit_s=limit_s)
         records = {rank: sight.record for rank, sight in there.items() if sight.record.is_waiting}
         limit_s = self.step_limit_s
-        if len(records) == self._workers and (odd := odd_one(records)) is not None and for_s >= limit_s:
+        if len(records) == left and (odd := odd_one(records)) is not None and for_s >= limit_s:
             return Finding(rank=odd, kind="differs", for_s=for_s, limit_s=limit_s, in_step=True)
         if for_s >= BUSY * self._timeout_s:
             return Finding(rank=None, kind="silence", for_s=for_s, limit_s=BUSY * self._timeout_s)

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from disttrain import env, progress
-from disttrain.errors import Preempted
+from disttrain.errors import DeadRankError, Preempted
 from launch.report import Report
 from launch.watch import RECORD, STACKS
 
 PIPES = ("out", "err", "alive")  # of each rank; its supervisor made them in the job's folder
 _LINE_LENGTH = 120
-DONE, FAILED, INTERRUPTED, EXITED = b".", b"!", b"^", b"x"  # the last word on `alive`; after EXITED the exit code
+# the last word on `alive`; after EXITED the exit code; BEREFT: it has lost another rank, and cannot go on alone
+DONE, FAILED, INTERRUPTED, EXITED, BEREFT = b".", b"!", b"^", b"x", b"-"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -64,6 +65,9 @@ def serve(argv: Sequence[str]) -> tuple[Report, bool] | None:
     except KeyboardInterrupt as error:
         _say(alive, INTERRUPTED)
         return _report(error, place, 128 + signal.SIGINT, time.monotonic()), True
+    except DeadRankError as error:
+        _say(alive, BEREFT)  # and leave no report: it is the other's end that counts
+        return _report(error, place, 128 + signal.SIGKILL, time.monotonic()), alive is not None
     except BaseException as error:
         time_s = time.monotonic()
         code = _exit_code(error)

@@ -98,6 +98,20 @@ class Communicator(ABC):
     def abort(self, exit_code: int) -> NoReturn:
         """End all ranks at once."""
 
+    def shrink(self) -> list[int]:
+        """Become the communicator of those ranks that are alive, all of which call this.
+
+        They are numbered anew, in their order; what was under way is given up, and groups made by `split` are of no
+        use any more.
+
+        Returns:
+            The ranks lost, by the numbers that the launcher has given them.
+
+        Raises:
+            CommError: this transport loses no rank alone.
+        """
+        raise CommError(f"the transport {self.transport or type(self).__name__} cannot go on without a rank")
+
     def split(self, color: int | str | None, key: int = 0) -> "Communicator | None":
         """Return a communicator of the ranks that pass the same `color`; every rank calls this, as a collective.
 
@@ -533,6 +547,11 @@ class Communicator(ABC):
     def _leaders(self) -> list[int]:
         """The ranks that exchange what their nodes have summed: the first of each."""
         return [ranks[0] for ranks in self._nodes]
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether this rank has been in a group that was split off."""
+        return self._job._groups > 0
 
     @property
     def shares_memory(self) -> bool:

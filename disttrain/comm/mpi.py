@@ -1,14 +1,20 @@
-"""The transport over MPI, through mpi4py: the MPI of a wheel, or the system's own."""
+"""The transport over MPI, through mpi4py: the MPI of a wheel, or the system's own.
+
+Where that was started to survive a rank's death, as Open MPI by ``mpiexec --with-ft ulfm``, whoever has to do with a
+dead rank gets DeadRankError, and `shrink` leaves the communicator of those alive. Source: Bland et al., "Post-failure
+recovery of MPI communication capability", 2013 (ULFM).
+"""
 
 import atexit
+import functools
 import os
 import sys
 import time
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import numpy as np
 
@@ -17,10 +23,12 @@ from disttrain.comm.base import Communicator
 from disttrain.comm.ending import abort_on_exception
 from disttrain.comm.pending import HostArray, Request
 from disttrain.comm.waiting import SLEEP_S, YIELD_S, Patience, left_alone
-from disttrain.errors import CommError, LaunchError
+from disttrain.errors import CommError, DeadRankError, LaunchError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 _MESSAGE_BYTES = 1 << 30  # older MPIs count in 32 bits
 
@@ -56,6 +64,19 @@ def connect() -> Communicator:
     return comm
 
 
+def _heeding_losses(method: Method) -> Method:
+    """Raise DeadRankError where a method meets the death of a rank; a decorator."""
+
+    @functools.wraps(method)
+    def heeding(self: "MpiCommunicator", *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except self.mpi.Exception as error:
+            raise self.failure(error, f"rank {self.job_ranks[self.rank]}") from error
+
+    return cast(Method, heeding)
+
+
 class MpiCommunicator(Communicator):
     """A rank of MPI, on a communicator of its own: the program's other MPI messages stay apart.
 
@@ -73,6 +94,9 @@ class MpiCommunicator(Communicator):
         self._telling: list[tuple[bytes, MPI.Request]] = []  # kept until they have gone through
         self._splits: dict[int, tuple[Sequence[int], MPI.Comm]] = {}
         self._dropped: set[int] = set()  # of these, the groups that this rank has dropped
+        self._given_up: list[Any] = []  # of ranks that were lost
+        # an MPI that loses no rank alone calls these errors unknown
+        self._losses = {mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING, mpi.ERR_REVOKED} - {mpi.ERR_UNKNOWN}
         super().__init__(rank=world.Get_rank(), world_size=world.Get_size(), local_rank=0)
 
     def _split(self, members: Sequence[int], number: int) -> Communicator | None:
@@ -92,18 +116,22 @@ class MpiCommunicator(Communicator):
         weakref.finalize(group, self._dropped.add, number).atexit = False
         return group
 
+    @_heeding_losses
     def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
         parts = [self._world.Isend((part, self.byte), dest, tag) for part in _parts(array)]
         return _Message(self, parts, None, self.job_ranks[dest])
 
+    @_heeding_losses
     def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
         parts = [self._world.Irecv((part, self.byte), source, tag) for part in _parts(array)]
         return _Message(self, parts, array.nbytes, self.job_ranks[source])
 
+    @_heeding_losses
     def _tell(self, rank: int, data: bytes) -> None:
         self._telling = [each for each in self._telling if not each[1].Test()]
         self._telling.append((data, self._asides.Isend([data, self.mpi.BYTE], rank, _TOLD)))
 
+    @_heeding_losses
     def _told(self) -> tuple[int, bytes] | None:
         status = self.mpi.Status()
         if not self._asides.Iprobe(self.mpi.ANY_SOURCE, _TOLD, status):
@@ -111,6 +139,31 @@ class MpiCommunicator(Communicator):
         data = bytearray(status.Get_count(self.mpi.BYTE))
         self._asides.Recv([data, self.mpi.BYTE], status.Get_source(), _TOLD)
         return status.Get_source(), bytes(data)
+
+    def shrink(self) -> list[int]:
+        """Become the communicator of those ranks that are alive; see `Communicator.shrink`."""
+        # never freed: what MPI has under way may still come, into memory that these keep
+        self._given_up.append((self._world, self._asides, self._everywhere, self._node))
+        before, given_up, world = self._world.Get_group(), self._given_up, self._world
+        while True:
+            world.Revoke()  # so that ranks which wait for one that is alive, hear of it as well
+            world = world.Shrink()
+            world.Set_errhandler(self.mpi.ERRORS_RETURN)
+            try:
+                MpiCommunicator.__init__(self, self.mpi, world, world.Dup())
+                self.join_node(env.host())
+            except (self.mpi.Exception, DeadRankError):
+                continue  # another one has died
+            finally:
+                self._given_up = given_up
+            lost = self.mpi.Group.Difference(before, world.Get_group())
+            return sorted(self.mpi.Group.Translate_ranks(lost, None, self.mpi.COMM_WORLD.Get_group()))
+
+    def failure(self, error: "MPI.Exception", who: str) -> CommError:
+        """Return what to raise for MPI's `error`."""
+        if error.Get_error_class() in self._losses:
+            return DeadRankError(f"{who}: a rank of the job has died: {error.Get_error_string()}")
+        return CommError(f"{who}: {error.Get_error_string()}")
 
     def leave(self) -> None:
         """Tell all ranks that this one sends and receives nothing more."""
@@ -120,10 +173,12 @@ class MpiCommunicator(Communicator):
                 if rank != self.rank:
                     self._asides.Isend([b"", self.mpi.BYTE], rank, _FAREWELL)  # goes through at once: it is empty
 
+    @_heeding_losses
     def has_left(self, rank: int) -> bool:
         """Return whether the job's `rank` has said that it leaves."""
         return bool(self._asides.Iprobe(rank, _FAREWELL))
 
+    @_heeding_losses
     def _serve(self, rank: int) -> bool:
         self._world.Iprobe(self.mpi.ANY_SOURCE, self.mpi.ANY_TAG)  # MPI moves messages on only when it is called
         return self.has_left(rank)
@@ -159,7 +214,7 @@ class _Message:
         except comm.mpi.Exception as error:
             if error.Get_error_class() == comm.mpi.ERR_TRUNCATE:
                 raise self._mismatch("more") from error
-            raise CommError(f"{self._what}: {error.Get_error_string()}") from error
+            raise comm.failure(error, self._what) from error
         if self._expected is not None and self._arrived != self._expected:
             raise self._mismatch(str(self._arrived))
         return True

@@ -13,7 +13,7 @@ import numpy as np
 
 from disttrain import progress
 from disttrain.comm.waiting import wait_until
-from disttrain.errors import CommError, ContractError
+from disttrain.errors import CommError, ContractError, DeadRankError
 
 if TYPE_CHECKING:
     from disttrain.comm.base import Communicator
@@ -212,7 +212,8 @@ class Pending:
     def _drive(self, *, block: bool) -> bool:
         for pending in self._under_way:
             if (failure := pending._failure) is not None:
-                raise CommError(f"a collective of this communicator has failed before: {failure}") from failure
+                kind = DeadRankError if isinstance(failure, DeadRankError) else CommError
+                raise kind(f"a collective of this communicator has failed before: {failure}") from failure
         self._is_driven = True
         try:
             while True:

@@ -80,6 +80,12 @@ class GradientSum:
         """What is to be called again and again while backward computes; None where sums do not wait for that."""
         return None if self.comm.shares_memory else self._advance
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether the next sum depends on what ranks have kept, each its own."""
+        differs = self._owes or any(carrier.guesses for carrier in self._carriers())
+        return differs or (self._is_keeping and not self.keeps_sums)
+
     def backward(self, loss: Tensor) -> None:
         """Leave in every parameter's `grad` the gradient of the sum of all ranks' losses.
 

@@ -353,14 +353,14 @@ class BackupAndRestore(_Monitor):
         self._due = _Due(save_freq, seconds)
         self._claim: Claim | None = None
         self._end = EndOfTime(None)
+        self._is_claimed = False  # as far as all ranks know
         self._saved_at = -1
 
     def on_train_begin(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
-        fit, ranks = self.model.current_fit, comm.current()
-        self._claim = together(ranks, lambda: storage(self.backup_dir).claim() if ranks.rank == 0 else None)
-        if self._claim is not None:
-            fit.held.callback(self._claim.release)
+        fit = self.model.current_fit
+        self._claim, self._is_claimed = None, False
+        self._claim_if_need_be()
         self._end = fit.held.enter_context(EndOfTime(self.time_limit_s))
         fit.resume(self.backup_dir)
         self._saved_at = self.model.optimizer.steps
@@ -391,8 +391,23 @@ class BackupAndRestore(_Monitor):
         if self._saved_at != self.model.optimizer.steps:
             self._save({})
 
+    def restore(self, state: dict[str, Any]) -> None:
+        """Claim the directory anew before the next save, and save at the end: a rank that did so may be lost."""
+        self._is_claimed, self._saved_at = False, -1
+
+    def _claim_if_need_be(self) -> None:
+        ranks = comm.current()
+        if not self._is_claimed:
+            is_due = ranks.rank == 0 and self._claim is None
+            claim = together(ranks, lambda: storage(self.backup_dir).claim() if is_due else None)
+            if claim is not None:
+                self._claim = claim
+                self.model.current_fit.held.callback(claim.release)
+            self._is_claimed = True
+
     def _save(self, logs: Logs) -> None:
         fit = self.model.current_fit
+        self._claim_if_need_be()
         metric = self._metric(logs, is_needed=self.keep.best > 0 and bool(logs))
         fit.save(self.backup_dir, keep=self.keep, metric=metric, claim=self._claim)
         self._saved_at = self.model.optimizer.steps

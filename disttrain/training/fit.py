@@ -16,7 +16,7 @@ from disttrain.checkpoint import Checkpoint, Keep, Metric, Tensors
 from disttrain.checkpoint.storage import Claim
 from disttrain.data import Batch, Batches, Ledger, Order
 from disttrain.data.ledger import checksum, total
-from disttrain.errors import CheckpointError
+from disttrain.errors import CheckpointError, DeadRankError
 from disttrain.observe import log
 from disttrain.progress import Phase
 from disttrain.training.agreement import together
@@ -26,9 +26,12 @@ from disttrain.training.remembering import Memory
 from disttrain.training.replica import Replica
 from disttrain.training.saving import Saver, read, shared, understood
 from disttrain.training.sharded import Sums
+from disttrain.training.surviving import survive
 
 if TYPE_CHECKING:
     from disttrain.training.model import Model
+
+_ENDS = ("on_train_batch_end", "on_epoch_end")  # after which a callback has another state
 
 
 class Fit:
@@ -80,6 +83,7 @@ class Fit:
         self.saver = Saver(replica.comm)
         self.memory = Memory(replica.comm)
         self._is_to_remember = False  # the step that is taken
+        self._whole_at: int | None = None  # how many steps there were when all of this was last as after them
         self.held = contextlib.ExitStack()
         self._first_rate = self._rate()
 
@@ -96,8 +100,12 @@ class Fit:
             try:
                 self._call("on_train_begin")
                 self._go_on()
+                self._whole_at = self.replica.optimizer.steps
                 while self.epoch < self.epochs and not self.model.stop_training:
-                    self._run_epoch()
+                    try:
+                        self._run_epoch()
+                    except DeadRankError as loss:
+                        survive(self, loss)
                 self._call("on_train_end")
                 self.saver.wait()
             except BaseException as error:
@@ -117,6 +125,7 @@ class Fit:
             sums = self._train(batch)
             self.sums = sums if self.sums is None else self.sums + sums
             self.step += 1
+            self._whole_at = self.replica.optimizer.steps
             logs = self.replica.logs(self.sums)
             self._call("on_train_batch_end", self.step - 1, logs)
             self._remember()
@@ -155,11 +164,11 @@ class Fit:
     ) -> None:
         """Begin to save the state of training under `path`; as `Saver.save`."""
         self.replica.share_state()
-        tensors, values = self._state()
+        tensors, values = self.state()
         values = {"model": self.model.description(), **values}
         self.saver.save(path, tensors, values, keep=keep or Keep(), metric=metric, claim=claim)
 
-    def _state(self) -> tuple[Tensors, dict[str, Any]]:
+    def state(self) -> tuple[Tensors, dict[str, Any]]:
         """Return what a run that goes on needs, once that is the same on all ranks: tensors, and values."""
         states = [callback.state() for callback in self.callbacks]
         arrays = {f"{i}/{k}": v for i, state in enumerate(states) for k, v in state.items() if _is_array(v)}
@@ -182,12 +191,30 @@ class Fit:
         if self._is_to_remember and self.replica.update.agrees:
             with progress.phase(Phase.CHECKPOINT):
                 begin_s = time.monotonic()
-                self.memory.keep(self.replica.optimizer.steps, *self._state(), begin_s)
+                self.memory.keep(self.replica.optimizer.steps, *self.state(), begin_s)
 
     def _go_on(self) -> None:
         """Go on from the step that the supervisor remembers, if that is later than what was resumed from."""
         found = self.memory.begin(self.replica.optimizer.steps)
         self._resume(shared(self.replica.comm, found) if self.memory.is_kept else None)
+
+    @property
+    def is_between_steps(self) -> bool:
+        """Whether weights, sums and callbacks are as after a whole step, so that training can go on from `state`."""
+        return self._whole_at == self.replica.optimizer.steps
+
+    def go_on_among_fewer(self, saved: Checkpoint | None) -> None:
+        """Go on from the `state` of one of the ranks, which have become fewer; every rank calls this."""
+        ranks = self.replica.comm
+        for batches in filter(None, (self.batches, self.validation)):
+            batches.rank, batches.world_size = ranks.rank, ranks.world_size
+        self.replica = self.model.replica_anew(ranks)
+        if self._first_rate is not None:
+            self.replica.optimizer.learning_rate = self._first_rate  # not one that the script asks for now
+        self._resume(saved)
+        self._whole_at = self.replica.optimizer.steps
+        self.memory.close()
+        self.memory.begin(self.replica.optimizer.steps)
 
     def resume(self, path: str | os.PathLike[str]) -> None:
         """Go on from the newest whole checkpoint under `path`, if there is one, on all ranks alike.
@@ -264,8 +291,11 @@ class Fit:
 
     def _call(self, event: str, *args: Any) -> None:
         progress.at(Phase.CALLBACK)
+        if event in _ENDS:
+            self._whole_at = None
         for callback in self.callbacks:
             getattr(callback, event)(*args)
+        self._whole_at = self.replica.optimizer.steps
 
 
 def _is_array(value: Any) -> bool:

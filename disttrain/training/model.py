@@ -190,7 +190,7 @@ class Model(Layer):
 
         batches, validation = together(ranks, prepare, asked)
         history = History()
-        progress = ProgressBar(batches, epochs, verbose=verbose if ranks.rank == 0 else 0)
+        progress = ProgressBar(batches, epochs, verbose=verbose)
         self.current_fit = Fit(
             self,
             self._replica_among(ranks),
@@ -388,6 +388,11 @@ class Model(Layer):
         self._prediction = StaticPrediction(self, self._static)
         self._buffers: list[FlatBuffer] | None = None
         self._replicas: WeakKeyDictionary[comm.Communicator, Replica] = WeakKeyDictionary()
+
+    def replica_anew(self, ranks: comm.Communicator) -> Replica:
+        """Return a new replica among `ranks`, which are others than they were; with the weights of rank 0."""
+        self._replicas.pop(ranks, None)
+        return self._replica_among(ranks)
 
     def _replica_among(self, ranks: comm.Communicator) -> Replica:
         """Return the replica among `ranks`; several share the buffers, as where one rank evaluates alone."""

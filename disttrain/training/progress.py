@@ -14,7 +14,7 @@ _REFRESH_S = 0.1
 
 
 class ProgressBar(Callback):
-    """Shows how far an epoch is, samples per second, and the values so far.
+    """Shows on rank 0 how far an epoch is, samples per second, and the values so far.
 
     Args:
         batches: of the training data.
@@ -25,11 +25,14 @@ class ProgressBar(Callback):
     def __init__(self, batches: Batches, epochs: int, *, verbose: str | int) -> None:
         self.batches = batches
         self.epochs = epochs
-        self.console = Console(quiet=verbose == 0, highlight=False, soft_wrap=True)
-        self.bar = self.console.is_terminal and verbose in (1, "auto")
+        self.verbose = verbose
+        self.console = Console(highlight=False, soft_wrap=True)
 
     def on_epoch_begin(self, epoch: int) -> None:
-        """Begin a bar."""
+        """Begin a bar, also where one was left because a rank was lost: another one may be rank 0 now."""
+        self.on_train_end()
+        self.console.quiet = self.verbose == 0 or self.batches.rank > 0
+        self.bar = self.console.is_terminal and self.verbose in (1, "auto") and not self.console.quiet
         self.label = f"Epoch {epoch + 1}/{self.epochs}"
         self.started = self.shown = time.perf_counter()
         self.samples = 0

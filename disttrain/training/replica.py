@@ -16,7 +16,7 @@ from disttrain.comm import Communicator
 from disttrain.data import Batch
 from disttrain.data_parallel import DataParallel, FlatBuffer, GradientSum, broadcast_weights, total_over
 from disttrain.data_parallel import compression as compressions
-from disttrain.errors import CheckpointError, DriftError, NonFiniteError
+from disttrain.errors import CheckpointError, DeadRankError, DriftError, NonFiniteError
 from disttrain.layers import Layer, Step, running
 from disttrain.losses import Loss
 from disttrain.metrics import Metric
@@ -139,6 +139,7 @@ class Replica:
 
         Raises:
             NonFiniteError: loss or gradients are NaN or infinite on some rank, on all; no weight was changed by it.
+            DeadRankError: nor by this one, unless `optimizer.steps` has gone on.
             DriftError: the replicas have drifted apart, and this step was one to look.
         """
         number = self.optimizer.steps
@@ -146,10 +147,14 @@ class Replica:
         self.update.begin()
         before = [weight.data.copy() for weight in self._state]
         step = Step(training=True, number=number, first=batch.first, total=total_over(self.comm))
-        _, sums, summed = self._compute(batch, step, votes)
-        *self.votes, flaws = summed.tolist()
-        if flaws or not np.isfinite(sums[0]):
-            return self._leave_out(batch, step, sums, before)
+        try:
+            _, sums, summed = self._compute(batch, step, votes)
+            *self.votes, flaws = summed.tolist()
+            if flaws or not np.isfinite(sums[0]):
+                return self._leave_out(batch, step, sums, before)
+        except DeadRankError:
+            self._undo(before)
+            raise
         self._skipped = 0
         progress.at(Phase.OPTIMIZER)
         self.update.apply()
@@ -338,7 +343,7 @@ class Replica:
         return search.share(self.comm), self.comm.all_gather_json(str(own[0]))
 
     def _undo(self, before: list[Array]) -> None:
-        """Forget what a step has computed, which may not be finite."""
+        """Forget what a step has computed, which may not be finite, or not whole."""
         for weight, array in zip(self._state, before, strict=True):
             weight.data[...] = array
         self.gradients.clear()

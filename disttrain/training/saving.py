@@ -156,6 +156,14 @@ class Saver:
         if writing.error is not None:
             failure.add_note(f"besides, {writing.error}")
 
+    def give_up(self) -> None:
+        """Wait no longer for other ranks, of which one is lost: the next save begins anew, among those left."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.cancel()
+            writing.join()
+        self._writers.clear()
+
     def _number_of_writers(self, place: Storage) -> int:
         """Return how many ranks write to `place`: all that see it, if all do."""
         if self._comm.world_size > 1 and place.place not in self._writers:
@@ -232,9 +240,11 @@ def read(comm: Communicator, path: str | os.PathLike[str], *, may_be_missing: bo
     return shared(comm, together(comm, load))
 
 
-def shared(comm: Communicator, found: Checkpoint | None) -> Checkpoint | None:
-    """Return on all ranks what rank 0 has found, which may be nothing; every rank calls this."""
-    header = comm.broadcast_json(None if found is None else _header(found))
+def shared(comm: Communicator, found: Checkpoint | None, source: int = 0) -> Checkpoint | None:
+    """Return on all ranks what rank `source` has found, which may be nothing; every rank calls this."""
+    if comm.rank != source:
+        found = None
+    header = comm.broadcast_json(None if found is None else _header(found), source)
     if header is None:
         return None
     if found is None:
@@ -243,7 +253,7 @@ def shared(comm: Communicator, found: Checkpoint | None) -> Checkpoint | None:
         found = Checkpoint(place=place, values=values, tensors=tensors)
     for arrays in found.tensors.values():
         for name in arrays:
-            arrays[name] = comm.broadcast(np.array(arrays[name]))
+            arrays[name] = comm.broadcast(np.array(arrays[name]), source)
     return found
 
 

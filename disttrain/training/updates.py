@@ -91,6 +91,11 @@ class Update:
         """Whether all ranks have the same weights now: the same answer on all."""
         return True
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether this rank alone has all that training goes on from."""
+        return self._has_all_slots and not self.gradients.has_parts
+
     def settle(self) -> None:
         """Make weights and slots the same on all ranks; every rank calls this."""
 
@@ -143,6 +148,11 @@ class LocalUpdate(Update):
     def agrees(self) -> bool:
         """Whether weights were averaged after the last step."""
         return self._average is None or not self._average.is_due
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether ranks have taken no steps of their own: their slots differ then."""
+        return self._average is None and super().is_whole
 
     def settle(self) -> None:
         """Average weights, without compression, and slots, if there were steps since."""

@@ -1,5 +1,6 @@
 """Launchers are pure functions from a job to command lines; whose mpiexec there is, is found apart."""
 
+import dataclasses
 import importlib.metadata
 import sys
 from pathlib import Path
@@ -39,6 +40,13 @@ def test_open_mpi_runs_as_root_on_more_workers_than_cores_and_leaves_them_all_co
     )
 
 
+@pytest.mark.parametrize(("fewest", "survives"), [(0, False), (1, True), (2, False)])
+def test_open_mpi_loses_ranks_alone_where_the_job_may_go_on_with_fewer(fewest, survives):
+    mpi = Mpi(mpiexec="mpiexec", flavour="openmpi", may_lose_ranks=True)
+    line = mpirun.command(dataclasses.replace(JOB, min_workers=fewest), mpi).argv
+    assert ("--with-ft" in line) == survives
+
+
 def test_an_mpi_of_unknown_flavour_gets_no_options():
     assert mpirun.command(JOB, Mpi(mpiexec="mpiexec", flavour="other")).argv == ("mpiexec", "-n", "2", *WORKER)
 
@@ -50,20 +58,21 @@ def test_an_argument_that_mpiexec_would_take_for_itself_is_refused(flavour):
 
 
 @pytest.mark.parametrize(
-    ("version", "flavour"),
+    ("version", "flavour", "may_lose_ranks"),
     [
-        ("HYDRA build details:\n    Version: 5.0.2", "mpich"),
-        ("Intel(R) MPI Library for Linux* OS, Version 2021.13", "mpich"),
-        ("mpiexec (Open MPI) 5.0.11", "openmpi"),
-        ("mpirun (Open MPI) 4.1.4", "openmpi"),
-        ("something else 1.0", "other"),
+        ("HYDRA build details:\n    Version: 5.0.2", "mpich", False),
+        ("Intel(R) MPI Library for Linux* OS, Version 2021.13", "mpich", False),
+        ("mpiexec (Open MPI) 5.0.11", "openmpi", True),
+        ("mpirun (Open MPI) 4.1.4", "openmpi", False),
+        ("something else 1.0", "other", False),
     ],
 )
-def test_the_mpi_on_the_path_says_whose_it_is(tmp_path: Path, version, flavour):
+def test_the_mpi_on_the_path_says_whose_it_is(tmp_path: Path, version, flavour, may_lose_ranks):
     program = tmp_path / "mpirun"
     program.write_text(f"#!/bin/sh\ncat <<'END'\n{version}\nEND\n")
     program.chmod(0o755)
-    assert find_mpi(wheels=(), path=str(tmp_path)) == Mpi(mpiexec=str(program), flavour=flavour)
+    expected = Mpi(mpiexec=str(program), flavour=flavour, may_lose_ranks=may_lose_ranks)
+    assert find_mpi(wheels=(), path=str(tmp_path)) == expected
 
 
 def test_the_mpi_of_a_wheel_comes_before_the_one_on_the_path(tmp_path: Path):
