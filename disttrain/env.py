@@ -171,7 +171,17 @@ def job_dir(environ: Mapping[str, str] = os.environ) -> Path | None:
 
 def last_step(environ: Mapping[str, str] = os.environ) -> str:
     """Return where the supervisor of a job that may be started again keeps its last step; empty: nowhere."""
-    return environ.get(LAST_STEP, "")
+    pid, address = _withheld
+    return environ.get(LAST_STEP, "") or (address if pid == os.getpid() else "")
+
+
+def withhold_last_step() -> None:
+    """Keep from the programs that this process starts where the last step is: a `fit` there would take it for its own.
+
+    A child that is forked does not know either.
+    """
+    global _withheld
+    _withheld = os.getpid(), os.environ.pop(LAST_STEP, "")
 
 
 def min_workers(environ: Mapping[str, str] = os.environ) -> int:
@@ -248,6 +258,9 @@ def ledger_key(environ: Mapping[str, str] = os.environ) -> bytes:
 def has_blas_threads(environ: Mapping[str, str] = os.environ) -> bool:
     """Return whether the environment says how many threads BLAS is to use."""
     return any(environ.get(name) for name in BLAS_THREADS)
+
+
+_withheld = 0, ""  # the pid of the process that has the address of the last step, and that
 
 
 @functools.cache

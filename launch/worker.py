@@ -48,6 +48,7 @@ def serve(argv: Sequence[str]) -> tuple[Report, bool] | None:
         None when the script succeeded; else its report, and whether the supervisor knows of it.
     """
     place = env.place()
+    env.withhold_last_step()
     folder = os.environ.get(env.JOB_DIR)
     alive = _join_supervisor(Path(folder), place.rank) if folder else None
     for stream in (sys.stdout, sys.stderr):

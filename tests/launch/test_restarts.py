@@ -140,6 +140,47 @@ def test_a_job_that_has_saved_its_state_is_not_started_again(program):
     assert "restart" not in done.err
 
 
+def test_what_a_script_starts_does_not_reach_the_last_step(program):
+    program.script(
+        """
+import os
+from disttrain import env
+folder = "/proc/self/fd"
+links = [os.path.join(folder, name) for name in os.listdir(folder)]
+held = [os.readlink(link) for link in links if os.path.islink(link)]
+print("program", bool(env.last_step()), [name for name in held if "memfd:disttrain" in name])
+""",
+        "other.py",
+    )
+    program.script(
+        """
+import os, subprocess, sys
+import numpy as np
+import disttrain as dt
+from disttrain import env
+
+held = [os.readlink(f"/proc/{os.getppid()}/fd/{fd}") for fd in os.listdir(f"/proc/{os.getppid()}/fd")]
+print("supervisor holds", sum("memfd:disttrain" in name for name in held))
+print("worker knows", bool(env.last_step()))
+
+class Start(dt.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs):
+        subprocess.run([sys.executable, "other.py"], close_fds=False, check=True)
+        if os.fork() == 0:
+            print("fork", bool(env.last_step()), flush=True)
+            os._exit(0)
+        os.wait()
+
+model = dt.Sequential([dt.layers.Dense(1, input_shape=(2,))])
+model.compile("sgd", "mse")
+model.fit(np.zeros((4, 2)), np.zeros((4, 1)), 4, verbose=0, callbacks=[Start()])
+"""
+    )
+    done = program.run("run", "--max-restarts", "1", "script.py")
+    assert done.exit_code == 0, done.err
+    assert done.out.splitlines() == ["supervisor holds 2", "worker knows True", "program False []", "fork False"]
+
+
 def test_fewer_workers_go_on_and_more_as_soon_as_there_is_room(program):
     (program.folder / "mine").mkdir()
     program.script(
