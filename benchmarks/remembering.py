@@ -43,9 +43,10 @@ class _Turns(dt.callbacks.Callback):
             due = vote()
             return due if len(self.took_s) % 2 == 0 else 0.0
 
-        def noted(step: int, tensors: object, values: object, begin_s: float) -> None:
-            keep(step, tensors, values, begin_s)  # type: ignore[arg-type]
+        def noted(step: int, tensors: object, values: object, begin_s: float) -> bool:
+            is_kept = keep(step, tensors, values, begin_s)  # type: ignore[arg-type]
             self.costs_s.append(time.monotonic() - begin_s)
+            return is_kept
 
         memory.vote, memory.keep = turned, noted  # type: ignore[method-assign]
 

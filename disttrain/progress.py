@@ -1,5 +1,7 @@
 """The progress record: where a rank stands, in memory that its supervisor reads without its help, dead or stopped.
 
+One word goes the other way: it asks the rank to end.
+
 A record is a file of a few words of 8 bytes, mapped into memory. Each is written by one aligned store, so that a
 reader never sees half a word; words that belong together are believed once they no longer change. There is no clock
 in it: who reads it sees when it changes, and an update costs a tenth of a microsecond. Without a supervisor the words
@@ -10,6 +12,7 @@ import contextlib
 import mmap
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -61,7 +64,7 @@ _MESSAGES = ("send", "recv")
 _KINDS = {"f": "float", "i": "int", "u": "uint", "b": "bool", "c": "complex"}
 
 # The places of the words; the host's name lies behind them.
-_PLACE, _PID, _RUN, _STEP, _PHASE, _CALL, _WHAT, _BYTES, _PEER, _WAITS = range(10)
+_PLACE, _PID, _RUN, _STEP, _PHASE, _CALL, _WHAT, _BYTES, _PEER, _WAITS, _ASKED = range(11)
 _HOST = slice(128, 256)
 _RECORD_BYTES = 256
 
@@ -172,6 +175,22 @@ def read(path: Path) -> Record | None:
     except OSError:
         return None
     return _decode(data) if len(data) == _RECORD_BYTES else None
+
+
+def ask_to_end(path: Path) -> None:
+    """Ask the process whose record is in the file `path` to end `fit` after a step, with its state remembered.
+
+    Raises:
+        OSError: there is no such record.
+    """
+    with open(path, "r+b") as file:
+        file.seek(_ASKED * 8)
+        file.write((1).to_bytes(8, sys.byteorder))
+
+
+def is_asked_to_end() -> bool:
+    """Return whether somebody has asked this process to end."""
+    return bool(_words[_ASKED])
 
 
 def own() -> Record:

@@ -18,7 +18,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 @contextlib.contextmanager
 def caught_signals() -> Iterator[int]:
     """Catch the signals that a supervisor is sent; yield a descriptor that carries their numbers."""
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD]
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
         numbers.append(signal.SIGHUP)
     reader, writer = socket.socketpair()

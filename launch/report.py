@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 REFUSAL = "refusal"  # a file in the job's folder: why a launcher has started no worker
+GROWTH = "growth"
 _MAYBE_MEMORY = "if nobody sent it, the host may have run out of memory"
 # How MPICH and Open MPI say it; MPICH's exit code alone is ambiguous: 9 is SIGKILL, and os._exit(9).
 _SIGNAL = re.compile(rb"\(signal (\d+)\)|on\s+signal (\d+)")
@@ -65,8 +66,8 @@ class Ending:
     Attributes:
         code: its exit code.
         report: what is to be said of it; empty: nothing.
-        kind: "exception", "hang", "exit" or "signal N"; empty where a restart is of no use: it is done, or was asked to
-            end.
+        kind: "exception", "hang", "exit" or "signal N"; GROWTH, where it has ended so that more workers can go on;
+            empty where a restart is of no use: it is done, or was asked to end.
         rank: the first that failed, None where that is not known.
         workers: how many there were.
         why: what it did, in a few words.

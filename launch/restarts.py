@@ -1,9 +1,10 @@
-"""Restarts: whether a job that has failed is started again, and on how many workers."""
+"""Restarts: whether a job that has ended is started again, and on how many workers."""
 
 from collections.abc import Sequence
 
+from launch.growth import ASK_S
 from launch.job import Job
-from launch.report import Ending
+from launch.report import GROWTH, Ending
 
 _ATTEMPTS = 2  # at a step at which each fails in the same way
 _DEATHS = 3  # the same, by a signal: whoever sends signals may send two at the same step
@@ -25,8 +26,19 @@ class Restarts:
         self._fewest = job.min_workers or job.workers
         self._causes: list[str] = []
         self._failures: list[tuple[str, int | None]] = []
+        self._had = 0  # workers, before it ended so that it could have more
+        self._wait_s = ASK_S
         self.sizes: Sequence[int] = range(job.workers, self._fewest - 1, -1)
         self.goes_on = False
+
+    def wait_s(self, workers: int) -> float:
+        """Return how long to wait before a job that begins to run on so many workers is to have more.
+
+        Twice as long each time that more could not be started after all.
+        """
+        if workers <= self._had:
+            self._wait_s *= 2
+        return self._wait_s
 
     def after(self, ending: Ending, kept: int | None) -> str:
         """Note the end of an attempt, and return what is to be said of what follows; empty: nothing.
@@ -36,6 +48,10 @@ class Restarts:
             kept: how many steps the state in memory has, None where there is none.
         """
         self.goes_on = False
+        place = "from what the script has saved, or anew" if kept is None else f"from step {kept}"
+        if ending.kind == GROWTH or (ending.workers > self._had > 0 and not ending.has_started):
+            return self._grown(ending, place)
+        self._had, self._wait_s = 0, ASK_S
         if not ending.kind or not self._job.max_restarts:
             return self._summary() if ending.code else ""
         self._failures.append((ending.kind, ending.step))
@@ -51,12 +67,27 @@ class Restarts:
         self.goes_on = True
         self._causes.append(cause)
         # A rank that never ran is on a host that is lost, or full; any other can be started again.
-        most = (self._job.max_workers or self._job.workers) if ending.has_started else ending.workers - 1
+        most = self.most if ending.has_started else ending.workers - 1
         self.sizes = range(max(most, self._fewest), self._fewest - 1, -1)
-        place = "from what the script has saved, or anew" if kept is None else f"from step {kept}"
         return (
             f"disttrain: restart {len(self._causes)} of {self._job.max_restarts}, because {cause}; it goes on {place},"
         )
+
+    @property
+    def most(self) -> int:
+        """How many workers it may have."""
+        return self._job.max_workers or self._job.workers
+
+    def _grown(self, ending: Ending, place: str) -> str:
+        """Note that it is to have more workers, or that it could not: neither is a failure that counts."""
+        self.goes_on = True
+        if ending.kind == GROWTH:
+            self._wait_s = ASK_S if ending.workers > self._had else self._wait_s  # else it did not grow
+            self._had = ending.workers
+            self.sizes = range(self.most, self._fewest - 1, -1)
+            return f"disttrain: more workers can be started; the job goes on {place},"
+        self.sizes = range(self._had, self._fewest - 1, -1)
+        return f"disttrain: not all of {ending.workers} workers could be started; the job goes on {place},"
 
     def _summary(self) -> str:
         """Return a line for each restart that there was."""

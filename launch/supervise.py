@@ -14,21 +14,22 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from disttrain import env
+from disttrain import env, progress
 from disttrain.errors import PREEMPTED, LaunchError
 from disttrain.last_step import LastStep
 from disttrain.progress import Record
 from launch import memory, mpirun, posix, stacks
 from launch.diagnosis import HUNG, hang_in_words, last_words, memory_in_words, others_in_words
+from launch.growth import Growth
 from launch.job import Command, Job, commands
 from launch.relay import HOLD_S, Sink, Stream
-from launch.report import REFUSAL, Ending, killed, loss_in_words, read_reports, signal_in
+from launch.report import GROWTH, REFUSAL, Ending, killed, loss_in_words, read_reports, signal_in
 from launch.restarts import Restarts
-from launch.watch import LOOK_S, STACKS, Watch, read_records
+from launch.watch import LOOK_S, RECORD, STACKS, Watch, read_records
 from launch.worker import BEREFT, DONE, EXITED, FAILED, INTERRUPTED, PIPES
 
 STOP_S = 2.0  # for exit handlers, after Ctrl-C
@@ -54,7 +55,7 @@ def supervise(job: Job) -> int:
         last = LastStep.make() if job.max_restarts else None
         if last is not None:
             held.callback(last.close)
-        running, ending = _start_with(restarts.sizes, job, signals, last)
+        running, ending = _start_with(restarts, job, job.workers, signals, last)
         while True:
             running.say(ending.report)
             kept = last.read() if last is not None else None
@@ -63,24 +64,33 @@ def supervise(job: Job) -> int:
                 running.say(said)
                 return ending.code
             try:
-                running, ending = _start_with(restarts.sizes, job, signals, last, said)
+                running, ending = _start_with(restarts, job, restarts.most, signals, last, said)
             except LaunchError as error:
                 running.say(f"disttrain: the job cannot be started again: {error}\n")
                 return ending.code
 
 
 def _start_with(
-    sizes: Sequence[int], job: Job, signals: int, last: LastStep | None, said: str = ""
+    restarts: Restarts, job: Job, most: int, signals: int, last: LastStep | None, said: str = ""
 ) -> tuple["_Running", Ending]:
-    """Run `job` once, on as many workers as can be started of `sizes`, the most first; say so, after `said`.
+    """Run `job` once, on as many workers as can be started of the numbers to be tried; say so, after `said`.
+
+    Args:
+        restarts: knows these numbers.
+        job: as it was asked for.
+        most: how many workers it ends for, so that they can be started.
+        signals: a descriptor that carries those of this process.
+        last: where its last step is kept, if it is.
+        said: what comes before how many they are.
 
     Raises:
         LaunchError: it can be started on none of them.
     """
-    for workers in sizes:
+    for workers in restarts.sizes:
         attempt = dataclasses.replace(job, workers=workers)
+        growth = None if last is None else Growth(job, most, time.monotonic(), restarts.wait_s(workers))
         with tempfile.TemporaryDirectory(prefix="disttrain-") as folder:
-            running = _Running(attempt, Path(folder), "" if last is None else last.address)
+            running = _Running(attempt, Path(folder), "" if last is None else last.address, growth)
             try:
                 lines = commands(attempt)
                 running.say(said and f"{said} on {workers} worker{'s' if workers > 1 else ''}\n")
@@ -89,7 +99,7 @@ def _start_with(
                 if (refusal := Path(folder, REFUSAL)).exists():
                     raise LaunchError(refusal.read_text())
             except LaunchError as error:
-                if workers == sizes[-1]:
+                if workers == restarts.sizes[-1]:
                     raise
                 running.say(f"disttrain: {workers} workers cannot be started: {error}\n")
                 continue
@@ -102,8 +112,10 @@ def _start_with(
 class _Running:
     """A job on its way, and what is known of its end."""
 
-    def __init__(self, job: Job, folder: Path, last_step: str) -> None:
+    def __init__(self, job: Job, folder: Path, last_step: str, growth: Growth | None) -> None:
         self._job = job
+        self._growth = growth  # where a restart can mend it
+        self._is_growing = False  # whether it has been asked to end, so that it can have more workers
         self._folder = folder
         self._last_step = last_step  # where it is kept, if it is
         self._selector = selectors.DefaultSelector()
@@ -164,6 +176,7 @@ class _Running:
                 self._has_failed = True
             now_s = time.monotonic()
             self._look(now_s)
+            self._grow(now_s)
             if self._have_survivors_ended:
                 self._deadline_s = min(self._deadline_s, now_s + LEAVE_S)
             if self._has_failed and self._deadline_s == _NEVER_S:
@@ -188,6 +201,15 @@ class _Running:
         stacks.ask({sight.record.pid: self._folder / STACKS.format(rank) for rank, sight in able.items()})
         self._culprit = finding.rank
         self._hang = hang_in_words(finding, self._watch.sights, self._job.workers, self._folder)
+
+    def _grow(self, now_s: float) -> None:
+        """Ask all ranks to end after a step if more can be started; rank 0 heeds it."""
+        if self._growth is None or self._is_growing or self._has_failed or self._asked:
+            return
+        self._is_growing = self._growth.look(now_s, self._left)
+        for rank in range(self._job.workers) if self._is_growing else ():
+            with contextlib.suppress(OSError):  # of one elsewhere there is none
+                progress.ask_to_end(self._folder / RECORD.format(rank))
 
     def end(self) -> None:
         """End whatever is left of the job, and pass on its last words."""
@@ -229,6 +251,8 @@ class _Running:
             code = 1  # MPICH ends all ranks, and calls it a success, when one of them calls os._exit(0)
         first = next(iter(read_reports(self._folder)), None)
         if first is not None and first.exit_code == PREEMPTED:
+            if self._is_growing and not self._asked:
+                return Ending(code=PREEMPTED, kind=GROWTH, workers=self._left)
             return Ending(code=PREEMPTED, report=first.interruption())
         if first is not None and first.time_s < min(self._asked_s, self._found_s):
             is_first = not number or first.time_s < lost_s
@@ -389,6 +413,10 @@ class _Running:
         for number in os.read(signals, _CHUNK_BYTES):
             if number == signal.SIGCHLD:
                 continue  # it has woken us up
+            if number == signal.SIGUSR2:
+                if self._growth is not None:
+                    self._growth.hurry()
+                continue
             if self._asked:
                 self._deadline_s = 0
                 continue

@@ -16,7 +16,7 @@ from disttrain.checkpoint import Checkpoint, Keep, Metric, Tensors
 from disttrain.checkpoint.storage import Claim
 from disttrain.data import Batch, Batches, Ledger, Order
 from disttrain.data.ledger import checksum, total
-from disttrain.errors import CheckpointError, DeadRankError
+from disttrain.errors import CheckpointError, DeadRankError, Preempted
 from disttrain.observe import log
 from disttrain.progress import Phase
 from disttrain.training.agreement import together
@@ -82,7 +82,7 @@ class Fit:
         self.ledger = Ledger(order, env.ledger_key())
         self.saver = Saver(replica.comm)
         self.memory = Memory(replica.comm)
-        self._is_to_remember = False  # the step that is taken
+        self._is_to_remember = self._is_to_end = False  # the step that is taken; training with it
         self._whole_at: int | None = None  # how many steps there were when all of this was last as after them
         self.held = contextlib.ExitStack()
         self._first_rate = self._rate()
@@ -146,7 +146,7 @@ class Fit:
         own_votes = [float(self.saver.has_failed), self.memory.vote(), *read, *itertools.chain(*votes)]
         sums = self.replica.train(batch, own_votes)
         failures, remembers, count, its, *summed = self.replica.votes
-        self._is_to_remember = remembers > 0
+        self._is_to_remember, self._is_to_end = remembers > 0, remembers > 1
         self.ledger.note(self.epoch, self.step, int(count), total(its), self.replica.comm.world_size)
         if failures:
             self.saver.wait()  # which raises, on all ranks
@@ -187,11 +187,17 @@ class Fit:
         return {**self.replica.tensors(), "callbacks": arrays}, {"training": training, "versions": self._versions}
 
     def _remember(self) -> None:
-        """Leave the state with the supervisor, if it is the time, and all ranks have the same."""
+        """Leave the state with the supervisor, if it is the time, and all ranks have the same.
+
+        Raises:
+            Preempted: on all ranks, once the state is there, where the supervisor has asked for the end.
+        """
         if self._is_to_remember and self.replica.update.agrees:
             with progress.phase(Phase.CHECKPOINT):
                 begin_s = time.monotonic()
-                self.memory.keep(self.replica.optimizer.steps, *self.state(), begin_s)
+                is_kept = self.memory.keep(self.replica.optimizer.steps, *self.state(), begin_s)
+                if self._is_to_end and self.replica.comm.broadcast_json(is_kept):
+                    raise Preempted("the job is to go on with more workers")
 
     def _go_on(self) -> None:
         """Go on from the step that the supervisor remembers, if that is later than what was resumed from."""

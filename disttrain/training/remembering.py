@@ -71,17 +71,22 @@ class Memory:
         return bool(self._address)
 
     def vote(self) -> float:
-        """Return 1 on rank 0 if the step that begins is to be remembered; its sums tell all ranks."""
+        """Return 1 on rank 0 if the step that begins is to be remembered, 2 if it is to be the last as well.
+
+        The sums that it begins with tell all ranks.
+        """
         if self._last is None:
             return 0.0
+        if progress.is_asked_to_end():
+            return 2.0
         now_s = time.monotonic()
         step_s, self._voted_s = now_s - self._voted_s, now_s
         if len(self._costs_s) < _FEWEST_COSTS:
             return 1.0
         return float(now_s + step_s - self._kept_s >= min(self._costs_s) / _SHARE)
 
-    def keep(self, step: int, tensors: Tensors, values: Any, begin_s: float) -> None:
-        """Leave a state with the supervisor, from rank 0; others do nothing.
+    def keep(self, step: int, tensors: Tensors, values: Any, begin_s: float) -> bool:
+        """Leave a state with the supervisor, from rank 0, and return whether it is there; others do nothing.
 
         Args:
             step: how many steps were taken.
@@ -90,15 +95,16 @@ class Memory:
             begin_s: when the state began to be gathered.
         """
         if self._last is None:
-            return
+            return False
         try:
             self._last.write(step, _packed(self._fit, tensors, values))
         except (CheckpointError, OSError, TypeError, ValueError, RecursionError) as error:  # or what JSON cannot hold
             log.warning("nothing more is remembered for a restart, which would go on from what there is: %s", error)
             self._forget()
-            return
+            return False
         self._kept_s = time.monotonic()
         self._costs_s.append(self._kept_s - begin_s)
+        return True
 
     def close(self) -> None:
         """Let go of the memory; the supervisor holds it."""

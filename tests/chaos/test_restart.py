@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import os
 import random
 import re
@@ -68,13 +69,13 @@ def job(program):
     return program
 
 
-def start(job, each, room):
+def start(job, each, room, epochs=EPOCHS):
     (job.folder / "room").write_text(f"{room} {each.launcher}")
     transport = ["--transport", each.transport] if each.transport else []
     bounds = ["--max-restarts", "9", "--min-workers", "1", "--max-workers", "4"]
     files = ["files"] if each.has_files else []
     return job.start(
-        "run", "-n", "4", "--launcher", "kinds.scarce", *transport, *bounds, "restarted.py", str(EPOCHS), *files
+        "run", "-n", "4", "--launcher", "kinds.scarce", *transport, *bounds, "restarted.py", str(epochs), *files
     )
 
 
@@ -127,8 +128,8 @@ def end_of(done):
     return found
 
 
-def run_alone(job):
-    done = job.run("run", "restarted.py", str(EPOCHS))
+def run_alone(job, epochs=EPOCHS):
+    done = job.run("run", "restarted.py", str(epochs))
     (job.folder / "steps.0").unlink()
     return end_of(done)
 
@@ -172,6 +173,37 @@ def test_a_job_goes_on_from_the_step_at_which_it_was_killed(
     done = job.finish(process)
     assert end_of(done) == undisturbed["end"], done.err
     assert check(job, each, [at_s], pauses_s, done.err) == 2
+
+
+@pytest.mark.parametrize("asks", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("launcher", "transport"), [("local", "shm"), ("mpirun", "")])
+def test_a_job_with_few_workers_goes_on_with_more_when_there_is_room(job, undisturbed, launcher, transport, asks):
+    epochs = EPOCHS if asks else 6 * EPOCHS  # else `disttrain run` asks its launcher after 10 s
+    end = undisturbed.setdefault("end" if asks else "long end", None) or run_alone(job, epochs)
+    undisturbed["end" if asks else "long end"] = end
+    each = dataclasses.replace(trial(0), launcher=launcher, transport=transport, has_files=True)
+    process = start(job, each, 2, epochs)
+    await_steps(job, process, 4)
+    (job.folder / "room").write_text(f"4 {launcher}")
+    if asks:
+        process.send_signal(signal.SIGUSR2)
+    done = job.finish(process)
+    assert end_of(done) == end, done.err
+    assert re.findall(r"disttrain: more .* on 4 workers", done.err), done.err
+    assert "restart" not in done.err
+    notes = notes_of(job, 0)
+    assert [line.split()[-1] for line in notes if line.startswith("pid")] == ["2", "4"]
+    steps = [int(line.split()[0]) for line in notes if not line.startswith("pid")]
+    assert steps == list(range(1, epochs * STEPS // EPOCHS + 1))  # each once
+    check_ledger(job, epochs, [2, 4])
+
+
+def check_ledger(job, epochs, sizes):
+    """Check that what was saved says of each sample that it was read once an epoch, by so many ranks."""
+    audited = job.run("ckpt", "audit", "files", "--json", "audit.json")
+    assert audited.exit_code == 0, audited
+    last = json.loads((job.folder / "audit.json").read_text())[-1]
+    assert (last["epochs"], last["begun"], last["world_sizes"]) == ([0, epochs], 0, sizes)
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 """Ranks that are left go on without a restart where the MPI can lose one: to the same bits, in less than a second."""
 
 import itertools
+import os
 import random
 import re
 import shutil
@@ -12,7 +13,7 @@ import pytest
 
 from disttrain.errors import LaunchError
 from launch.mpirun import find_mpi
-from tests.chaos.test_restart import EPOCHS, STEPS, kill, run_alone, workers_of
+from tests.chaos.test_restart import EPOCHS, STEPS, check_ledger, run_alone, workers_of
 
 try:
     if not find_mpi().may_lose_ranks:
@@ -23,6 +24,7 @@ except LaunchError as error:
 pytestmark = pytest.mark.timeout(240)
 
 TRIALS = 60
+SURELY_S = 0.5  # after a kill a rank is not alive any more
 LATEST = 18  # step, in whose time a kill comes at the latest: the end of a job is no place to shrink
 
 
@@ -61,9 +63,13 @@ def await_step(job, process, step):
         time.sleep(0.01)
 
 
-def next_step_after(job, at_s):
-    """Return when the first step ended that was begun by those that outlived a kill."""
-    return min(time_s for notes in steps_of(job).values() for step, time_s in notes if time_s > at_s + 0.2)
+def kill(job, process, chance):
+    """Kill a rank; return which, by the number that its launcher gave it, and when."""
+    pid = chance.choice(workers_of(process))
+    os.kill(pid, signal.SIGKILL)
+    at_s = time.monotonic()
+    (rank,) = [path.suffix[1:] for path in job.folder.glob("steps.*") if f"pid {pid} " in path.read_text()]
+    return int(rank), at_s
 
 
 def finished(done):
@@ -85,13 +91,13 @@ def test_same_bits_whichever_rank_is_killed(job, undisturbed, pauses_s, number):
     files = ["files"] if has_files else []
     bounds = ["--min-workers", "1", "--max-restarts", "9"]
     process = job.start("run", "-n", str(workers), "--launcher", "mpirun", *bounds, "restarted.py", str(EPOCHS), *files)
-    killed_s = []
+    kills_at = []
     for _ in range(kills):
         await_step(job, process, newest(job) + chance.randint(1, 3))
         time.sleep(chance.uniform(0, 0.3))
         if newest(job) > LATEST or len(workers_of(process)) < 2:
             break
-        killed_s.append(kill(job, process, "rank", chance))
+        kills_at.append(kill(job, process, chance))
     done = job.finish(process)
     assert done.exit_code == 0, done.err
     assert re.findall(r"finished .*", done.out) == [undisturbed["end"]], done.err
@@ -100,16 +106,22 @@ def test_same_bits_whichever_rank_is_killed(job, undisturbed, pauses_s, number):
         for notes in steps_of(job).values():
             for (before, _), (after, _) in itertools.pairwise(notes):
                 assert before <= after, (notes, done.err)  # that step was lost, and no other
-        pauses_s += [next_pause(job, at_s) for at_s in killed_s]
+        pauses_s += [pause_s(job, *each) for each in kills_at]
     assert {int(step) for notes in steps_of(job).values() for step, _ in notes} == set(range(1, STEPS + 1))
 
 
-def next_pause(job, at_s):
-    """Return the seconds from a kill to the end of the next step of all that are left."""
-    ends = {rank: [time_s for _, time_s in notes] for rank, notes in steps_of(job).items()}
-    last = [times[-1] for times in ends.values()]
-    left = [times for times, end in zip(ends.values(), last, strict=True) if end == max(last) or end > at_s + 1]
-    return max(min(time_s for time_s in times if time_s > at_s) for times in left) - at_s
+def pause_s(job, rank, at_s):
+    """Return how long it took from a kill until all that were left had ended a step without that rank.
+
+    That is, at the latest, the second after the last one that the rank has noted; each sleeps 0.1 s, which counts.
+    """
+    notes = steps_of(job)
+    ends_s = [
+        next(time_s for step, time_s in found if step >= notes[rank][-1][0] + 2 and time_s > at_s)
+        for other, found in notes.items()
+        if other != rank and found[-1][1] > at_s + SURELY_S
+    ]
+    return max(ends_s) - at_s
 
 
 def test_without_reproducible_it_ends_as_a_run_that_went_on_with_fewer(job):
@@ -119,6 +131,22 @@ def test_without_reproducible_it_ends_as_a_run_that_went_on_with_fewer(job):
     first = job.run("run", "-n", "3", "--launcher", "mpirun", "shrunk.py", "stop", "10")
     assert first.exit_code == 3, first.err
     assert found == finished(job.run("run", "-n", "2", "--launcher", "mpirun", "shrunk.py", "stop", "10"))
+
+
+def test_it_grows_back_when_it_is_asked_to(job, undisturbed):
+    if not undisturbed:
+        undisturbed["end"] = run_alone(job)
+    bounds = ["--min-workers", "1", "--max-restarts", "1"]
+    process = job.start("run", "-n", "3", "--launcher", "mpirun", *bounds, "restarted.py", str(EPOCHS), "files")
+    await_step(job, process, 4)
+    rank, _ = kill(job, process, random.Random(0))
+    await_step(job, process, 10)
+    process.send_signal(signal.SIGUSR2)
+    done = job.finish(process)
+    assert re.findall(r"finished .*", done.out) == [undisturbed["end"]], done.err
+    assert f"rank {rank} of 3 died; the other 2 go on without a restart" in done.err
+    assert re.search(r"disttrain: more workers can be started; the job goes on from step \d+, on 3 workers", done.err)
+    check_ledger(job, EPOCHS, [3, 2, 3])
 
 
 @pytest.mark.parametrize(

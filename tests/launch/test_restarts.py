@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from launch.growth import ASK_S
 from launch.job import Job
-from launch.report import Ending
+from launch.report import GROWTH, Ending
 from launch.restarts import Restarts
 
 
@@ -72,6 +73,32 @@ def test_sizes_go_down_to_the_fewest_and_up_to_the_most():
     assert list(policy.sizes) == [4, 3, 2]
     policy.after(failure(step=2, workers=4), None)
     assert list(policy.sizes) == [5, 4, 3, 2]
+
+
+def test_growth_is_no_failure_and_asks_for_the_most():
+    policy = restarts(workers=4, fewest=1, times=1)
+    said = policy.after(Ending(code=75, kind=GROWTH, workers=2), 7)
+    assert said == "disttrain: more workers can be started; the job goes on from step 7,"
+    assert policy.goes_on
+    assert list(policy.sizes) == [4, 3, 2, 1]
+    policy.after(failure(), 8)
+    assert policy.goes_on
+
+
+def test_growth_that_fails_goes_back_and_waits_twice_as_long():
+    policy = restarts(workers=4, fewest=1, times=1)
+    assert policy.wait_s(2) == ASK_S
+    for wait_s in (2 * ASK_S, 4 * ASK_S):
+        policy.after(Ending(code=75, kind=GROWTH, workers=2), 7)
+        assert policy.wait_s(4) >= ASK_S
+        said = policy.after(failure(step=None, has_started=False), 7)
+        assert said == "disttrain: not all of 4 workers could be started; the job goes on from step 7,"
+        assert policy.goes_on
+        assert list(policy.sizes) == [2, 1]
+        assert policy.wait_s(2) == wait_s
+    policy.after(failure(), 8)
+    assert policy.goes_on
+    assert policy.wait_s(4) == ASK_S
 
 
 def test_without_bounds_the_number_stays():
