@@ -49,6 +49,7 @@ class Communicator(ABC):
         bytes_sent: payload of all messages that this rank has sent so far; what ranks of a node read from each other's
             memory is none.
         scratch: lends memory to collectives.
+        hosts: of each rank, what tells its host from others; empty until ranks have told each other.
         costs: of messages between hosts, or, where all ranks are on one, within it; the same on all ranks.
     """
 
@@ -67,7 +68,7 @@ class Communicator(ABC):
         self._node: Node | None = None
         self._nodes = [[each] for each in range(world_size)]  # the ranks of each: they share memory
         self._host = ""  # as `join_node` was told
-        self._hosts: Sequence[str] = ()  # of all ranks, so told
+        self.hosts: Sequence[str] = ()
         self.costs = costs.WITHIN_HOST
         self.job_ranks: Sequence[int] = range(world_size)
         self._job = self
@@ -162,7 +163,7 @@ class Communicator(ABC):
         self._host = host
         if self.world_size == 1:
             return
-        hosts = self._hosts = self.all_gather_json(host)
+        hosts = self.hosts = self.all_gather_json(host)
         members = [rank for rank, other in enumerate(hosts) if other == host]
         self.local_rank = members.index(self.rank)
         if len(members) > 1:
@@ -171,7 +172,7 @@ class Communicator(ABC):
             self._node = node.join(names, self.job_ranks[self.rank], exchange, self._job._serve)
         shared = self.all_gather_json(members if self._node else [self.rank])
         self._nodes = [ranks for rank, ranks in enumerate(shared) if ranks[0] == rank]
-        if len(set(self._hosts)) > 1 and self._job is self:
+        if len(set(self.hosts)) > 1 and self._job is self:
             self.costs = self._measured()
 
     def all_reduce_s(self, nbytes: int) -> float:
@@ -181,7 +182,7 @@ class Communicator(ABC):
 
     def _measured(self) -> Costs:
         """Return the costs of messages between hosts: measured, unless a job of these hosts did so within a day."""
-        found = costs.cached(env.costs_dir(), self.transport, self._hosts) if self.rank == 0 else None
+        found = costs.cached(env.costs_dir(), self.transport, self.hosts) if self.rank == 0 else None
         found_there = self.broadcast_json(found and asdict(found))
         if found_there:
             return Costs(**found_there)
@@ -195,7 +196,7 @@ class Communicator(ABC):
         everyone = [each for each in self.all_gather_json(own) if each]
         slowest = Costs(**{name: max(each[name] for each in everyone) for name in everyone[0]})
         if self.rank == 0:
-            costs.keep(slowest, env.costs_dir(), self.transport, self._hosts)
+            costs.keep(slowest, env.costs_dir(), self.transport, self.hosts)
         return slowest
 
     def _serve(self, rank: int) -> bool:

@@ -69,6 +69,12 @@ class Channel:
         part._sent_to, part._received_from, part._said_to = self._sent_to, self._received_from, self._said_to
         return part
 
+    @property
+    def is_within_host(self) -> bool:
+        """Whether its ranks are known to be on one host."""
+        hosts = self._comm.hosts
+        return bool(hosts) and len(set(hosts if self._ranks is None else (hosts[rank] for rank in self._ranks))) == 1
+
     def send(self, array: HostArray, dest: int) -> Request:
         """Start to send `array` to rank `dest`; if it is the first, behind what this rank has called."""
         dest = dest if self._ranks is None else self._ranks[dest]

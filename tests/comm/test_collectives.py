@@ -243,6 +243,24 @@ def test_an_overflow_is_infinite_on_all_ranks_and_warns_on_none():
     assert np.isinf(threads.run(2, overflow)).all()
 
 
+@pytest.mark.parametrize("hosts", [[], ["here"] * 3])
+@pytest.mark.parametrize("size", [40, 48, 1003])
+def test_pieces_are_summed_one_after_the_other(monkeypatch, size, hosts):
+    monkeypatch.setattr(ring, "PIECE_BYTES", 64)
+    lent = []
+
+    def work(comm):
+        comm.hosts = hosts
+        take = comm.scratch.take
+        comm.scratch.take = lambda size, dtype: (lent.append(size), take(size, dtype))[1]
+        array = claims.values((size,), "float32", comm.rank)
+        comm._run(ring.all_reduce(array, np.add, comm._channel("all_reduce sum", array)), "all_reduce", array)
+        return np.array_equal(array, claims.expected(comm, (size,), "float32"))
+
+    assert threads.run(3, work) == [True] * 3
+    assert lent == ([14] * 3 if size == 40 else [16] * 3 if size == 48 or hosts else [16] * 6)
+
+
 @pytest.mark.parametrize(("length", "parts"), [(0, 1), (0, 4), (3, 5), (10, 3), (1001, 7)])
 def test_chunks_cover_the_length_evenly(length, parts):
     lengths = np.diff(ring.chunk_bounds(length, parts))

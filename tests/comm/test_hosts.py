@@ -47,6 +47,17 @@ def test_ranks_of_a_host_form_a_node(hosts):
 
 
 @each_layout
+def test_a_channel_knows_whether_its_ranks_are_on_one_host(hosts):
+    def work(comm):
+        channel = comm._channel("test", np.zeros(1))
+        own = [rank for rank, host in enumerate(hosts) if host == hosts[comm.rank]]
+        return channel.is_within_host, channel.among(own).is_within_host, comm.rank
+
+    assert on_hosts(hosts, work) == [(len(set(hosts)) == 1, True, rank) for rank in range(len(hosts))]
+    assert threads.run(2, lambda comm: comm._channel("test", np.zeros(1)).is_within_host) == [False, False]
+
+
+@each_layout
 @pytest.mark.parametrize(
     "claim",
     [
