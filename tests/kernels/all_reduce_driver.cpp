@@ -35,9 +35,9 @@ int disttrain_continue_all_reduce(Collective*, int64_t);
 
 enum { WAITS, DONE, ELSEWHERE, DIFFERS };
 
-constexpr int64_t FLIGHT = 11, LONGEST = 100003;  // more than there are slots, and longer than a slot's copy, of several pieces
-constexpr int64_t COUNTS[] = {0, 1, 15, 16, 17, 255, 256, 257, 511, 513, 1009, 16384, 32769, LONGEST};
-
+// More than there are slots, and longer than a slot's copy, of several pieces; before that a whole number of pieces.
+constexpr int64_t FLIGHT = 11, LONGEST = 140003;
+constexpr int64_t COUNTS[] = {0, 1, 15, 16, 17, 255, 256, 257, 511, 513, 1009, 16384, 32769, 131072, LONGEST};
 
 static char* zeros(int64_t bytes) {
     char* memory = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
@@ -72,7 +72,7 @@ static int run(int64_t rank, int64_t size, char* const* slots, char* const* segm
         char* at_beside = beside;
         int64_t many = 1 + common() % FLIGHT;
         for (int64_t n = 0; n < many; n++) {
-            int64_t count = COUNTS[common() % 14], kind = common() % 8, who = common() % 3;
+            int64_t count = COUNTS[common() % (sizeof COUNTS / sizeof *COUNTS)], kind = common() % 8, who = common() % 3;
             int64_t bytes = count * (kind < 4 ? 4 : 8);
             bool in_window = who == 0 || (who == 1 && own() % 2 == 0) || (who == 2 && rank != 0);
             char*& place = in_window ? at : at_beside;

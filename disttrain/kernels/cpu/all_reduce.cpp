@@ -14,8 +14,8 @@
 // piece has a part for each rank, which that combines: a rank puts the others' parts of its piece into its lane, combines
 // its own part of what lies in the other lanes, in place there, and takes from its lane what the others have made of their
 // parts. Whoever has read a line of a lane last is the next to write to it: then it is in that core's cache already, for
-// it alone. A lane is short, so that it stays in the caches. A rank has one: what passes there does so in the order of
-// collectives, after all earlier ones have been found to need the lane no more.
+// it alone. A lane holds one piece, which stays in the caches. A rank has one lane: what passes there does so in the order
+// of collectives, after all earlier ones have been found to need the lane no more.
 //
 // Of another dtype only the announcements are compared. They say what is to be combined, and which collectives by
 // messages came before: ranks that have come here by different calls differ.
@@ -41,7 +41,7 @@ namespace {
 constexpr int64_t LINE = 64, SLOTS = 8;
 constexpr int64_t KIND_BITS = 6, COUNT_BITS = 36;
 constexpr int64_t MAIL_BYTES = 1 << 17, SHORT_BYTES = 1 << 11;
-constexpr int64_t PIECE_BYTES = 1 << 18, PIECES = 2;
+constexpr int64_t PIECE_BYTES = 1 << 19;
 
 // As in disttrain/comm/waiting.py, where it was measured.
 constexpr int64_t YIELD_NS = 1000000, SLEEP_NS = 50000;
@@ -65,11 +65,11 @@ struct alignas(LINE) Slot {
     alignas(LINE) char mail[MAIL_BYTES];
 };
 
-// Where pieces of a rank's arrays pass, numbered over all collectives; it lies behind the rank's slots.
+// Where pieces of a rank's arrays pass; it lies behind the rank's slots.
 struct alignas(LINE) Lane {
-    // Of how many pieces this rank has put the others' parts here, has combined its own part, and has taken the others'.
-    std::atomic<int64_t> filled, combined, passed;
-    alignas(LINE) char pieces[PIECES][PIECE_BYTES];
+    // Over all collectives, two for each piece: the others' parts are here; this rank's is combined, wherever it lies.
+    std::atomic<int64_t> steps;
+    alignas(LINE) char piece[PIECE_BYTES];
 };
 
 // The ranks of a node, as one of them sees them.
@@ -93,7 +93,7 @@ struct Collective {
     int64_t number, what, others, count, kind;
     char* data;
     int64_t phase, ready, waited_ns;  // ready: ranks of which it is known that they have come as far
-    int64_t first;                    // the number of its first piece in the lane
+    int64_t first;                    // the steps in the lane before its own
 };
 
 inline void pause() {
@@ -121,8 +121,12 @@ inline char* array_of(const Collective& c, int64_t rank) {
     return c.node->segments[slot.what.window * c.node->size + rank] + slot.what.offset;
 }
 
-// Looks until look() is true, for about limit_ns; returns whether it is. A look that fails leaves in c.ready for whom.
-template <typename Look> bool waits(Collective& c, int64_t limit_ns, const Look& look) {
+// Returns whether is_ready(slot) holds for every rank's slot; waits for that for about limit_ns.
+template <typename IsReady> bool all_are(Collective& c, int64_t limit_ns, const IsReady& is_ready) {
+    auto look = [&] {
+        while (c.ready < c.node->size && is_ready(slot_of(c, c.ready))) c.ready++;
+        return c.ready == c.node->size;
+    };
     bool is_so = look();
     if (!is_so && limit_ns > 0) {
         for (int64_t spin = c.waited_ns ? c.node->spins : 0; !is_so && spin < c.node->spins; spin++) {
@@ -142,14 +146,6 @@ template <typename Look> bool waits(Collective& c, int64_t limit_ns, const Look&
     }
     if (is_so) c.ready = c.waited_ns = 0;
     return is_so;
-}
-
-// Waits, as above, until is_ready(slot) holds for every rank's slot.
-template <typename IsReady> bool all_are(Collective& c, int64_t limit_ns, const IsReady& is_ready) {
-    return waits(c, limit_ns, [&] {
-        while (c.ready < c.node->size && is_ready(slot_of(c, c.ready))) c.ready++;
-        return c.ready == c.node->size;
-    });
 }
 
 // The ranks' operations, of single elements and of vectors of them.
@@ -222,10 +218,9 @@ template <typename T, typename Op> void combine_part(const Collective& c) {
 }
 
 // Combines bytes [begin, end) of a piece: the others' in their lanes, and this rank's, which begins at `data`.
-template <typename T, typename Op>
-void combine_piece(const Collective& c, char* data, int64_t piece, int64_t begin, int64_t end) {
+template <typename T, typename Op> void combine_piece(const Collective& c, char* data, int64_t begin, int64_t end) {
     char** x = c.node->arrays;
-    for (int64_t rank = 0; rank < c.node->size; rank++) x[rank] = lane_of(c, rank).pieces[piece % PIECES];
+    for (int64_t rank = 0; rank < c.node->size; rank++) x[rank] = lane_of(c, rank).piece;
     x[c.node->rank] = data;
     combine_here<T, Op>(reinterpret_cast<T* const*>(x), c.node->size, begin / sizeof(T), end / sizeof(T));
 }
@@ -233,7 +228,7 @@ void combine_piece(const Collective& c, char* data, int64_t piece, int64_t begin
 struct Work {
     void (*all)(const Collective&);
     void (*part)(const Collective&);
-    void (*piece)(const Collective&, char* data, int64_t piece, int64_t begin, int64_t end);
+    void (*piece)(const Collective&, char* data, int64_t begin, int64_t end);
 };
 
 template <typename T, typename Op> constexpr Work OF = {combine_all<T, Op>, combine_part<T, Op>, combine_piece<T, Op>};
@@ -283,44 +278,30 @@ void settle(const Collective& c) {
 bool pass(Collective& c, int64_t limit_ns) {
     Lane& own = lane_of(c, c.node->rank);
     const int64_t rank = c.node->rank, size = c.node->size, total = bytes_of(c);
-    const int64_t end = c.first + (total + PIECE_BYTES - 1) / PIECE_BYTES;
-    int64_t filled = own.filled.load(std::memory_order_relaxed), passed = own.passed.load(std::memory_order_relaxed);
-    int64_t combined = own.combined.load(std::memory_order_relaxed);
-    auto data = [&](int64_t piece) { return c.data + (piece - c.first) * PIECE_BYTES; };
-    // Where a rank's part of a piece begins, in whole lines; that of rank `size` is the piece's end.
-    auto part = [&](int64_t piece, int64_t of) {
-        int64_t left = total - (piece - c.first) * PIECE_BYTES, bytes = left < PIECE_BYTES ? left : PIECE_BYTES;
+    int64_t steps = own.steps.load(std::memory_order_relaxed);
+    auto at = [&] { return (steps - c.first) / 2 * PIECE_BYTES; };
+    // Where a rank's part of the piece at byte `at` begins, in whole lines; that of rank `size` is the piece's end.
+    auto part = [&](int64_t at, int64_t of) {
+        int64_t bytes = total - at < PIECE_BYTES ? total - at : PIECE_BYTES;
         return of < size ? bytes / LINE * of / size * LINE : bytes;
     };
-    auto copy_others = [&](char* to, const char* from, int64_t piece) {
-        int64_t begin = part(piece, rank), after = part(piece, rank + 1);
+    auto copy_others = [&](char* to, const char* from, int64_t at) {
+        int64_t begin = part(at, rank), after = part(at, rank + 1);
         std::memcpy(to, from, begin);
-        std::memcpy(to + after, from + after, part(piece, size) - after);
+        std::memcpy(to + after, from + after, part(at, size) - after);
     };
-    auto all_have = [&](std::atomic<int64_t> Lane::*count, int64_t pieces) {
-        c.ready = 0;
-        while (c.ready < size && (lane_of(c, c.ready).*count).load(std::memory_order_acquire) >= pieces) c.ready++;
-        return c.ready == size;
-    };
-    // What is farthest on goes first: it is in the caches.
-    auto step = [&] {
-        if (passed < combined && all_have(&Lane::combined, passed + 1)) {
-            copy_others(data(passed), own.pieces[passed % PIECES], passed);
-            own.passed.store(++passed, std::memory_order_release);
-        } else if (combined < filled && all_have(&Lane::filled, combined + 1)) {
-            WORK[c.kind].piece(c, data(combined), combined, part(combined, rank), part(combined, rank + 1));
-            own.combined.store(++combined, std::memory_order_release);
-        } else if (filled < end && filled - passed < PIECES) {
-            copy_others(own.pieces[filled % PIECES], data(filled), filled);
-            own.filled.store(++filled, std::memory_order_release);
+    auto are_as_far = [&](Slot&) { return lane_of(c, c.ready).steps.load(std::memory_order_acquire) >= steps; };
+    for (;; own.steps.store(++steps, std::memory_order_release)) {
+        if (!all_are(c, limit_ns, are_as_far)) return false;
+        char* data = c.data + at();
+        if ((steps - c.first) % 2) {
+            WORK[c.kind].piece(c, data, part(at(), rank), part(at(), rank + 1));
         } else {
-            return false;
+            if (at() > 0) copy_others(data - PIECE_BYTES, own.piece, at() - PIECE_BYTES);
+            if (at() >= total) return true;
+            copy_others(own.piece, data, at());
         }
-        return true;
-    };
-    while (passed < end)
-        if (!waits(c, limit_ns, step)) return false;
-    return true;
+    }
 }
 
 // Returns DONE where every rank means the same, by arrays that all can reach.
@@ -370,7 +351,7 @@ int disttrain_continue_all_reduce(Collective* c, int64_t limit_ns) {
     }
     if (c->phase == QUEUED) {
         if (c->node->settled != c->number - 1) return WAITS;  // who waits, waits for an earlier one
-        c->first = lane_of(*c, c->node->rank).passed.load(std::memory_order_relaxed);
+        c->first = lane_of(*c, c->node->rank).steps.load(std::memory_order_relaxed);
         c->phase = PASSING;
     }
     if (c->phase == PASSING) {
