@@ -6,7 +6,8 @@ columns and formulas: NVIDIA, nccl-tests, doc/PERFORMANCE.md.
 
 The ceiling is a pass over the own array in place, by all ranks at once: a rank that sums its part of p arrays of n
 bytes in place reads p (n/p) bytes and writes as many, and so does the pass; docs/performance.md derives it. A copy of
-as many bytes stands beside it.
+as many bytes stands beside it. Both end when all ranks have done theirs, as a sum does: ranks that share a core take
+turns.
 """
 
 import importlib.util
@@ -134,8 +135,8 @@ def _methods(comm: dt.comm.Communicator, count: int) -> tuple[dict[str, Method],
         methods["torch gloo"] = _gloo(comm, own)
     else:
         gaps.append("gap: torch gloo: torch is not installed")
-    methods["memory copy"] = (own, lambda array: np.copyto(other[: array.size], array))
-    methods[CEILING] = (own, lambda array: np.multiply(array, np.float32(1), out=array))
+    methods["memory copy"] = (own, lambda array: (np.copyto(other[: array.size], array), comm.barrier()))
+    methods[CEILING] = (own, lambda array: (np.multiply(array, np.float32(1), out=array), comm.barrier()))
     return methods, gaps
 
 
