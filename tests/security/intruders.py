@@ -11,7 +11,7 @@ from disttrain.comm import rendezvous
 from disttrain.comm.rendezvous import Claim, Pass
 
 GREETING_BYTES = len(rendezvous._MAGIC) + rendezvous._NONCE_BYTES
-LIMIT_S = 20.0  # for an answer of a listener that is held up by others
+LIMIT_S = 60.0  # for an answer: a rank that waits for others does not answer yet
 
 _TLS = bytes.fromhex("16030100c8010000c40303") + bytes(range(193))
 _HTTP = b"GET / HTTP/1.1\r\nHost: rank0\r\nUpgrade: websocket\r\n\r\n" * 5
