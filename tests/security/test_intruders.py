@@ -106,6 +106,7 @@ def test_whoever_attacks_the_job_joins_and_trains_undisturbed(digest, sessions, 
                 while sum(intruder.counts.values()) < count:
                     peers.go_on()
                     intruder.session(address)
+                    assert not intruder.refused, "nobody listens any more, as if all had come"
                 while not is_over.wait(0.05):  # ranks join and train
                     peers.go_on()
                     for found in {each for rank in ranks for each in rank.listens_at()}:
