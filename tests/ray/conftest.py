@@ -62,15 +62,17 @@ def nodes(program, files):
         options = {"cwd": Path(__file__).parents[2], "env": program.env | {"TMPDIR": str(files)}, "text": True}
         with open(files / "errors", "w") as errors:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, **options)
-        held.extend([process.stdin, process.stdout])
+        held.append(process)
         address = process.stdout.readline().strip()
         assert address, (files / "errors").read_text()
         return address, process
 
     held = []
     yield start
-    for pipe in held:
-        pipe.close()
+    for process in held:
+        process.stdin.close()
+        process.wait(60)
+        process.stdout.close()
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def two_hosts(program, files):
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--disable-usage-stats"]
         head = [f"--temp-dir={files}/head", "--head", f"--port={port}", "--include-dashboard=false"]
         for each in ([*command, *head], [*elsewhere, *command, f"--address={address}"]):
-            subprocess.run(each, check=True, env=program.env, capture_output=True, timeout=60)
+            subprocess.run(each, check=True, env=program.env, capture_output=True, timeout=200)
         return address
 
     return start

@@ -19,7 +19,8 @@ def head(program, files):
         port = probe.getsockname()[1]
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0", "--num-cpus=2"]
     options = [f"--temp-dir={files}/head", f"--dashboard-port={port}", "--disable-usage-stats"]
-    subprocess.run([*start, *options], check=True, env=program.env, capture_output=True, timeout=100)
+    environment = program.env | {"TMPDIR": str(files)}
+    subprocess.run([*start, *options], check=True, env=environment, capture_output=True, timeout=200)
     return f"http://127.0.0.1:{port}"
 
 
@@ -33,9 +34,7 @@ def submit(program, head, script):
 
 
 def test_a_submitted_job_runs_on_the_cluster_that_it_was_submitted_to(program, head):
-    script = program.script(
-        JOIN + "print(sys.argv[1:], comm.world_size, 'runtime_resources' in os.getcwd(), os.environ['RAY_ADDRESS'])"
-    )
+    script = program.script(JOIN + "print(sys.argv[1:], comm.world_size, 'runtime_resources' in os.getcwd())")
     code, out = submit(program, head, script)
     assert code == 0, out
     for rank in range(2):
