@@ -60,11 +60,8 @@ def cluster(request: Request, folder: Path) -> Iterator[None]:
         os.environ.setdefault(name, "0")
     address = request.address or env.ray_address()
     if not address:
-        token = folder / "token"
-        with open(os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-            file.write(_token())
         # The latter switches Ray to loopback, on any system.
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
         os.environ.update(own)
     try:
         import ray

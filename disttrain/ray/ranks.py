@@ -18,7 +18,8 @@ from disttrain.ray.meeting import meeting, place
 _PLACE_S = 20.0  # for Ray to find room: what is lacking is said within half a minute
 _PLACE_ROUND_S = 1.0
 _LOOK_S = 0.1
-_SETTLE_S = 0.3  # after a failure: by then Ray knows of an actor, and a silent node is known, whose end was the cause
+_SETTLE_S = 0.3  # after a failure: Ray knows by then of an actor whose death was the cause
+_SILENT_S = 0.7  # after a failure: a node that has not answered by then is the cause; the supervisor waits for a second
 
 
 class RankLostError(CommError):
@@ -116,11 +117,12 @@ class Ranks:
                 else:
                     ending.append(self._actors[rank].__ray_terminate__.remote())
                     yield rank, outcome
-            if failure and (not waiting or time.monotonic() > failed_s + _SETTLE_S):
-                _, silent = ray.wait([*asked], num_returns=len(asked), timeout=0) if asked else ((), ())
-                lost = min((asked[each] for each in silent if asked[each] in waiting.values()), default=None)
-                yield failure if lost is None else (lost, self._loss_of_node(lost))
-                return
+            if failure:
+                _, silent = ray.wait([*asked], num_returns=len(asked), timeout=0) if asked else ((), [])
+                lost = [asked[each] for each in silent if asked[each] in waiting.values()]
+                if not waiting or time.monotonic() > failed_s + (_SILENT_S if lost else _SETTLE_S):
+                    yield (lost[0], self._loss_of_node(lost[0])) if lost else failure
+                    return
             yield None
 
     def signal(self, number: int) -> dict[Any, int]:

@@ -57,7 +57,7 @@ def test_a_cluster_that_has_another_token_or_too_little_room_is_named(program, n
 
 
 def test_what_listens_and_is_no_cluster_is_refused(program):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with socket.create_server(("", 0)) as silent:  # Ray takes 127.0.0.1 for the address of its node
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         refused(program, ["--address", address], f"no Ray cluster answers at '{address}': what listens there has said")
 
