@@ -6,7 +6,7 @@ import sys
 import click
 
 from disttrain.errors import DisttrainError
-from launch.job import Job
+from launch.job import Job, as_shell
 from launch.supervise import supervise
 
 # The backspace keeps click from joining the lines.
@@ -17,6 +17,8 @@ Examples:
   disttrain run -n 2 --launcher local train.py
   disttrain run -n 4 --max-restarts 10 --min-workers 2 train.py
   disttrain run -n 8 --launcher ray --address auto -o gpus=1 train.py
+  disttrain run -n 8 --launcher ssh -o hosts=node1:4,node2:4 train.py
+  disttrain run -n 8 --launcher slurm --dry-run train.py
 """
 
 
@@ -61,7 +63,7 @@ def main() -> None:
     "--launcher",
     default="",
     metavar="NAME",
-    help="What starts them: mpirun, local (this machine, without MPI), ray, or a dotted path. [default: by -n]",
+    help="What starts them: mpirun, local (this machine, without MPI), ray, slurm, ssh, or a dotted path. [default: by -n]",
 )
 @click.option(
     "--transport",
@@ -99,8 +101,10 @@ def main() -> None:
     "options",
     multiple=True,
     metavar="NAME=VALUE",
-    help="More for the launcher; for ray: cpus=1, gpus=0 of each worker, placement=PACK or SPREAD.",
+    help="More for the launcher; for ray: cpus=1, gpus=0 of each worker, placement=PACK or SPREAD; "
+    "for ssh: hosts=FILE or a,b:2, ssh=COMMAND, env=NAMES; for slurm: srun=OPTIONS.",
 )
+@click.option("--dry-run", is_flag=True, help="Print what would be executed, as lines for a shell, and start nothing.")
 @click.argument("script", type=click.Path(exists=True, dir_okay=False))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(
@@ -113,6 +117,7 @@ def run(
     max_workers: int | None,
     address: str,
     options: tuple[str, ...],
+    dry_run: bool,
     script: str,
     arguments: tuple[str, ...],
 ) -> None:
@@ -136,6 +141,9 @@ def run(
         options=_named(options) | ({"address": address} if address else {}),
     )
     try:
+        if dry_run:
+            click.echo(as_shell(job))
+            return
         sys.exit(supervise(job))
     except DisttrainError as error:
         raise _RefusedError(str(error)) from error

@@ -3,11 +3,13 @@
 import importlib
 import os
 import pkgutil
+import shlex
 import sys
 from dataclasses import dataclass, field
 from types import ModuleType
 
 import launch
+from disttrain import env
 from disttrain.errors import LaunchError, unknown_name
 
 
@@ -54,6 +56,28 @@ class Command:
 
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
+
+
+def as_shell(job: Job) -> str:
+    """Return what would be executed for `job`, as lines that a shell can run.
+
+    Raises:
+        ConfigError, LaunchError: as `commands`.
+    """
+    lines = commands(job)
+    settings = {env.TRANSPORT: job.transport} if job.transport else {}
+    text = [f'export {env.JOB_DIR}="$(mktemp -d)"  # private; disttrain run removes it at the end']
+    text += [f"export {_setting(name, value)}" for name, value in settings.items()]
+    for line in lines:
+        words = [*(_setting(name, value) for name, value in line.env.items()), shlex.join(line.argv)]
+        text.append(" ".join(words) + (" &" if len(lines) > 1 else ""))
+    return "\n".join([*text, *(["wait"] if len(lines) > 1 else [])])
+
+
+def _setting(name: str, value: str) -> str:
+    if name == env.SECRET:
+        return f'{name}="$(openssl rand -hex 32)"'  # another one each time, and none that is shown
+    return f"{name}={shlex.quote(value)}"
 
 
 def commands(job: Job) -> list[Command]:

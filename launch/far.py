@@ -1,0 +1,251 @@
+"""The supervisor's side of `--launcher ssh`: `python -m launch.far 2-3/8 HOST HOSTS ssh ... HOST COMMAND`.
+
+Runs ssh, at whose other end is `launch.outpost`, and is to the supervisor what that host's ranks would be beside it:
+what they write goes into their pipes, and the files that they leave into the job's folder. Files of ranks elsewhere, by
+which ranks find each other, go to the outpost. Ranks start when all hosts have answered.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import disttrain
+from disttrain import env
+from disttrain.errors import LaunchError
+from launch import posix
+from launch.outpost import BEAT_S, TICK_S, Messages, message, put, ranks_in
+from launch.report import REFUSAL, Report
+from launch.supervise import GRACE_S
+from launch.worker import FAILED, PIPES
+
+HELLO_S = 25.0  # for a host to answer: what is wrong is to be said within half a minute
+_SSH_FAILED = 255
+_LOOPBACK = ("127.", "::1", "lo")
+_CHUNK_BYTES = 1 << 16
+_WORDS_BYTES = 2000
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command ``argv[3:]`` for the ranks ``argv[0]``, on ``argv[1]``, one of ``argv[2]`` hosts."""
+    ranks, workers = ranks_in(argv[0])
+    folder = Path(os.environ[env.JOB_DIR])
+    far = Far(ranks, workers, host=argv[1], hosts=int(argv[2]), folder=folder)
+    try:
+        with posix.caught_signals() as signals, _started(argv[3:]) as ssh:
+            try:
+                return far.run(ssh, signals)
+            finally:
+                ssh.kill()
+    except LaunchError as error:
+        with contextlib.suppress(FileExistsError), (folder / REFUSAL).open("x") as file:  # the first one's word counts
+            file.write(str(error))
+        return 2
+
+
+class Far:
+    """The ranks of a far host.
+
+    Args:
+        ranks: which.
+        workers: number of all ranks.
+        host: where they are, as ssh knows it.
+        hosts: number of all hosts.
+        folder: the job's.
+    """
+
+    def __init__(self, ranks: range, workers: int, *, host: str, hosts: int, folder: Path) -> None:
+        self._ranks, self._workers, self._host, self._hosts, self._folder = ranks, workers, host, hosts, folder
+        self._pipes = {(name, rank): os.open(folder / f"{name}.{rank}", os.O_WRONLY) for name in PIPES for rank in ranks}
+        self._known: set[str] = set()  # files that the outpost has, or has left
+        self._messages = Messages()
+        self._words = b""  # what ssh says, and the shell there
+        self._has_answered = self._has_started = self._is_over = False
+        self._code: int | None = None  # the outpost's last word
+        self._asked = 0  # the first signal
+        self._beat_s = 0.0
+
+    def run(self, ssh: subprocess.Popen[bytes], signals: int) -> int:
+        """Serve until `ssh` has ended; return the exit code of the first rank that failed.
+
+        Args:
+            ssh: that has started the outpost.
+            signals: a descriptor that carries those of this process.
+
+        Raises:
+            LaunchError: the host does not answer, or lacks what the ranks need.
+        """
+        assert ssh.stdout is not None and ssh.stderr is not None
+        self._ssh = ssh
+        begin_s, parent, deadline_s = time.monotonic(), os.getppid(), float("inf")
+        with selectors.DefaultSelector() as selector:
+            selector.register(ssh.stdout, selectors.EVENT_READ, self._on_messages)
+            selector.register(ssh.stderr, selectors.EVENT_READ, self._on_words)
+            selector.register(signals, selectors.EVENT_READ, self._on_signals)
+            while not self._is_over and time.monotonic() < deadline_s:
+                for key, _ in selector.select(TICK_S):
+                    data = os.read(key.fd, _CHUNK_BYTES)
+                    key.data(data)
+                    if not data:
+                        selector.unregister(key.fd)
+                self._tick(time.monotonic())
+                if self._asked and not self._has_started:
+                    return 128 + self._asked
+                if not self._has_answered and time.monotonic() > begin_s + HELLO_S:
+                    raise LaunchError(f"host {self._host} has not answered within {HELLO_S:.0f} s{self._said()}")
+                if os.getppid() != parent:  # it has been killed, and this process sent SIGTERM: ranks may save
+                    deadline_s = min(deadline_s, time.monotonic() + GRACE_S)
+        return self._verdict()
+
+    def _on_messages(self, data: bytes) -> None:
+        self._is_over = not data
+        for kind, *parts in self._messages.feed(data):
+            getattr(self, f"_on_{kind}")(*parts)
+
+    def _on_words(self, data: bytes) -> None:
+        self._words = (self._words + data)[-_WORDS_BYTES:]
+        if self._has_answered:
+            os.write(2, data)
+
+    def _on_signals(self, data: bytes) -> None:
+        for number in data:
+            if number != signal.SIGCHLD:
+                self._asked = self._asked or number
+                self._tell("signal", number)
+
+    def _on_hello(self, there: dict[str, Any]) -> None:
+        """Note that the outpost is there.
+
+        Raises:
+            LaunchError: its host lacks what the ranks need.
+        """
+        self._has_answered = True
+        os.write(2, self._words)
+        if there["version"] != disttrain.__version__:
+            raise LaunchError(
+                f"host {self._host} has disttrain {there['version']}, expected {disttrain.__version__}, as here: "
+                "install the same version on all hosts"
+            )
+        if problem := there["problem"]:
+            raise LaunchError(f"host {self._host} {problem}")
+        put(self._folder / f"host.{self._ranks[0]}", json.dumps([self._host, there["address"]]))
+
+    def _on_out(self, rank: int, text: str) -> None:
+        self._pass_on("out", rank, text)
+
+    def _on_err(self, rank: int, text: str) -> None:
+        self._pass_on("err", rank, text)
+
+    def _on_alive(self, rank: int, word: str) -> None:
+        self._pass_on("alive", rank, word)
+        os.close(self._pipes.pop(("alive", rank)))
+
+    def _on_file(self, name: str, text: str) -> None:
+        self._known.add(name)
+        if name.startswith("report."):
+            Report(**{**json.loads(text), "time_s": time.monotonic()}).write(self._folder)  # its clock is another
+        else:
+            put(self._folder / name, text)
+
+    def _on_end(self, code: int) -> None:
+        self._code = code
+
+    def _tick(self, now_s: float) -> None:
+        """Say that this side is there; have the ranks start when all hosts are; pass on files of others."""
+        if now_s > self._beat_s + BEAT_S:
+            self._beat_s = now_s
+            self._tell("beat")
+        if self._has_started:
+            for entry in os.scandir(self._folder):
+                if entry.name.startswith("exchange.") and not entry.name.endswith(".tmp") and entry.name not in self._known:
+                    self._known.add(entry.name)
+                    self._tell("file", entry.name, Path(entry).read_text())
+        elif len(found := list(self._folder.glob("host.*[0-9]"))) == self._hosts:
+            self._has_started = True
+            self._check_addresses(dict(json.loads(file.read_text()) for file in found))
+            self._tell("start")
+
+    def _check_addresses(self, addresses: dict[str, str]) -> None:
+        """Refuse an address of this host alone, beside others.
+
+        Raises:
+            LaunchError: there is one, or a host does not know its own.
+        """
+        if self._hosts == 1:
+            return
+        for host, address in addresses.items():
+            if not address or address.startswith(_LOOPBACK):
+                raise LaunchError(
+                    f"host {host} was reached at {address or 'no address'}, where ranks on other hosts do not reach it: "
+                    "name it as the others know it, or say where: DISTTRAIN_INTERFACE"
+                )
+
+    def _pass_on(self, name: str, rank: int, text: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the supervisor is gone
+            data = text.encode("latin-1")
+            while data:
+                data = data[os.write(self._pipes[name, rank], data) :]
+
+    def _tell(self, *parts: Any) -> None:
+        assert self._ssh.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended: its output tells
+            os.write(self._ssh.stdin.fileno(), message(*parts))
+
+    def _verdict(self) -> int:
+        """Return the exit code of the first rank that failed, when ssh has ended, or was waited for long enough.
+
+        Raises:
+            LaunchError: the host has never answered.
+        """
+        if self._code is not None:
+            return self._code
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._ssh.wait(1)
+        if not self._has_answered and self._ssh.returncode == _SSH_FAILED:
+            raise LaunchError(
+                f"host {self._host} cannot be reached by ssh{self._said()}; `ssh {self._host} true` must work, and ask nothing"
+            )
+        if not self._has_answered:
+            raise LaunchError(
+                f"host {self._host} cannot start workers: its shell ended with exit code {self._ssh.returncode}"
+                f"{self._said()}; expected there, as here: the folder {os.getcwd()}, and {sys.executable} with disttrain "
+                f"{disttrain.__version__}"
+            )
+        lost = [rank for rank in self._ranks if ("alive", rank) in self._pipes]
+        for rank in lost:
+            text = f"the connection to host {self._host} is lost: ssh ended with exit code {self._ssh.returncode}{self._said()}\n"
+            Report(rank=rank, world_size=self._workers, host=self._host, time_s=time.monotonic(), exit_code=1,
+                text=text, error="the loss of its host").write(self._folder)  # fmt: skip
+            self._on_alive(rank, FAILED.decode())
+        return 1
+
+    def _said(self) -> str:
+        """Return what ssh and the shell there have said, to be appended; empty where that is nothing."""
+        text = (self._words + self._messages.other).decode(errors="replace").strip()
+        return f": {text}" if text else ""
+
+
+def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start ssh, which leaves signals to this process."""
+    try:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_ignore_signals
+        )
+    except OSError as error:
+        raise LaunchError(f"{command[0]} cannot be started: {error}") from error
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
