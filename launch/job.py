@@ -4,6 +4,7 @@ import importlib
 import os
 import pkgutil
 import shlex
+import signal
 import sys
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -52,10 +53,11 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command line, and what it adds to the environment."""
+    """A command line, what it adds to the environment, and the signal that has it pass on a wish for the end."""
 
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
+    asked: signal.Signals = signal.SIGTERM
 
 
 def as_shell(job: Job) -> str:

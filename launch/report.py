@@ -13,6 +13,9 @@ GROWTH = "growth"
 _MAYBE_MEMORY = "if nobody sent it, the host may have run out of memory"
 # How MPICH and Open MPI say it; MPICH's exit code alone is ambiguous: 9 is SIGKILL, and os._exit(9).
 _SIGNAL = re.compile(rb"\(signal (\d+)\)|on\s+signal (\d+)")
+# srun names signals, and ends with the highest of the codes: 143 of those that it has ended.
+_SRUN = re.compile(rb"^srun: error: \S+ tasks? [\d,-]+: ([A-Z][a-z ]+)", re.MULTILINE)
+_NAMES = {signal.strsignal(number): int(number) for number in signal.Signals}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,8 @@ def signal_in(exit_code: int, said: bytes) -> int:
         number = -exit_code
     elif match := _SIGNAL.search(said):
         number = int(match[1] or match[2])
+    elif (match := _SRUN.search(said)) and (name := match[1].decode().strip()) in _NAMES:
+        number = _NAMES[name]
     elif exit_code > 128:
         number = exit_code - 128
     return number if number in set(signal.Signals) else 0

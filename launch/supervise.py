@@ -160,6 +160,7 @@ class _Running:
             raise LaunchError(
                 f"{self._job.workers} workers need {len(PIPES)} pipes each, in {self._folder} and open here: {error}"
             ) from error
+        self._lines = lines
         try:
             for line in lines:
                 self._processes.append(self._process(line, *ends))
@@ -422,8 +423,8 @@ class _Running:
                 continue
             self._ask(number)
             self._deadline_s = min(self._deadline_s, self._asked_s + (STOP_S if number == signal.SIGINT else GRACE_S))
-            for process in self._processes:
-                process.send_signal(number)
+            for process, line in zip(self._processes, self._lines, strict=False):
+                process.send_signal(line.asked if number == signal.SIGTERM else number)
 
     def _ask(self, number: int) -> None:
         """Note the first signal that asks for the end: what fails later fails because of it."""
