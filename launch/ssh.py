@@ -13,8 +13,9 @@ from pathlib import Path
 
 from disttrain import env
 from disttrain.errors import ConfigError, LaunchError, unknown_name
+from launch import mpirun
 from launch.job import Command, Job
-from launch.mpirun import Mpi, find_mpi
+from launch.mpirun import Mpi
 
 OPTIONS = ("hosts", "ssh", "env")
 
@@ -46,7 +47,7 @@ def commands(job: Job) -> list[Command]:
     ssh = (*(shlex.split(job.options.get("ssh", "")) or ["ssh"]), *_SSH)
     passed = passed_on(os.environ, job.options.get("env", ""))
     if job.transport == "mpi":
-        return [mpi_command(job, hosts, ssh, passed, find_mpi())]
+        return [mpi_command(job, hosts, ssh, mpirun.find_mpi())]
     if job.transport == "shm":
         raise LaunchError("workers of several hosts share no memory: leave out --transport, which is then tcp")
     return own_commands(job, hosts, ssh, passed, os.getcwd())
@@ -146,8 +147,19 @@ def passed_on(environ: Mapping[str, str], names: str) -> dict[str, str]:
     return {name: environ[name] for name in dict.fromkeys((*ours, *python, *blas, *asked))}
 
 
-def mpi_command(
-    job: Job, hosts: Sequence[Host], ssh: Sequence[str], environment: Mapping[str, str], mpi: Mpi
-) -> Command:
-    """Return the command that has `mpi` start the workers on `hosts` by ssh."""
-    raise LaunchError("not yet")
+def mpi_command(job: Job, hosts: Sequence[Host], ssh: Sequence[str], mpi: Mpi) -> Command:
+    """Return the command that has `mpi` start the workers on `hosts` by ssh, with this process's environment and folder.
+
+    Raises:
+        LaunchError: it is not MPICH, or cannot pass on an argument.
+    """
+    if mpi.flavour != "mpich":
+        raise LaunchError(
+            f"--launcher ssh --transport mpi needs MPICH's mpiexec, and {mpi.mpiexec} is another's: give the hosts to "
+            "that, as in: mpirun --hostfile FILE -n 4 python train.py; or leave out --transport, which is then tcp"
+        )
+    slots = ",".join(f"{host.name}:{host.slots}" for host in hosts)
+    program, *words = ssh
+    line = mpirun.command(job, mpi)
+    argv = (line.argv[0], "-launcher", "ssh", "-launcher-exec", program, "-hosts", slots, *line.argv[1:])
+    return Command(argv=argv, env={"HYDRA_LAUNCHER_EXTRA_ARGS": shlex.join(words)})
