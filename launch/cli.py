@@ -63,7 +63,8 @@ def main() -> None:
     "--launcher",
     default="",
     metavar="NAME",
-    help="What starts them: mpirun, local (this machine, without MPI), ray, slurm, ssh, or a dotted path. [default: by -n]",
+    help="What starts them: mpirun, local (this machine, without MPI), ray, slurm, ssh, or a dotted path. "
+    "[default: by -n]",
 )
 @click.option(
     "--transport",

@@ -63,7 +63,9 @@ class Far:
 
     def __init__(self, ranks: range, workers: int, *, host: str, hosts: int, folder: Path) -> None:
         self._ranks, self._workers, self._host, self._hosts, self._folder = ranks, workers, host, hosts, folder
-        self._pipes = {(name, rank): os.open(folder / f"{name}.{rank}", os.O_WRONLY) for name in PIPES for rank in ranks}
+        self._pipes = {
+            (name, rank): os.open(folder / f"{name}.{rank}", os.O_WRONLY) for name in PIPES for rank in ranks
+        }
         self._known: set[str] = set()  # files that the outpost has, or has left
         self._messages = Messages()
         self._words = b""  # what ssh says, and the shell there
@@ -82,7 +84,8 @@ class Far:
         Raises:
             LaunchError: the host does not answer, or lacks what the ranks need.
         """
-        assert ssh.stdout is not None and ssh.stderr is not None
+        assert ssh.stdout is not None
+        assert ssh.stderr is not None
         self._ssh = ssh
         begin_s, parent, deadline_s = time.monotonic(), os.getppid(), float("inf")
         with selectors.DefaultSelector() as selector:
@@ -164,7 +167,11 @@ class Far:
             self._tell("beat")
         if self._has_started:
             for entry in os.scandir(self._folder):
-                if entry.name.startswith("exchange.") and not entry.name.endswith(".tmp") and entry.name not in self._known:
+                if (
+                    entry.name.startswith("exchange.")
+                    and not entry.name.endswith(".tmp")
+                    and entry.name not in self._known
+                ):
                     self._known.add(entry.name)
                     self._tell("file", entry.name, Path(entry).read_text())
         elif len(found := list(self._folder.glob("host.*[0-9]"))) == self._hosts:
@@ -183,7 +190,7 @@ class Far:
         for host, address in addresses.items():
             if not address or address.startswith(_LOOPBACK):
                 raise LaunchError(
-                    f"host {host} was reached at {address or 'no address'}, where ranks on other hosts do not reach it: "
+                    f"host {host} was reached at {address or 'no address'}, where other hosts do not reach it: "
                     "name it as the others know it, or say where: DISTTRAIN_INTERFACE"
                 )
 
@@ -210,19 +217,26 @@ class Far:
             self._ssh.wait(1)
         if not self._has_answered and self._ssh.returncode == _SSH_FAILED:
             raise LaunchError(
-                f"host {self._host} cannot be reached by ssh{self._said()}; `ssh {self._host} true` must work, and ask nothing"
+                f"host {self._host} cannot be reached by ssh{self._said()}; `ssh {self._host} true` must work, and ask "
+                "nothing"
             )
         if not self._has_answered:
             raise LaunchError(
                 f"host {self._host} cannot start workers: its shell ended with exit code {self._ssh.returncode}"
-                f"{self._said()}; expected there, as here: the folder {os.getcwd()}, and {sys.executable} with disttrain "
-                f"{disttrain.__version__}"
+                f"{self._said()}; expected there, as here: the folder {os.getcwd()}, and {sys.executable} with "
+                f"disttrain {disttrain.__version__}"
             )
-        lost = [rank for rank in self._ranks if ("alive", rank) in self._pipes]
-        for rank in lost:
-            text = f"the connection to host {self._host} is lost: ssh ended with exit code {self._ssh.returncode}{self._said()}\n"
-            Report(rank=rank, world_size=self._workers, host=self._host, time_s=time.monotonic(), exit_code=1,
-                text=text, error="the loss of its host").write(self._folder)  # fmt: skip
+        ended = f"ssh ended with exit code {self._ssh.returncode}{self._said()}"
+        for rank in [rank for rank in self._ranks if ("alive", rank) in self._pipes]:
+            Report(
+                rank=rank,
+                world_size=self._workers,
+                host=self._host,
+                time_s=time.monotonic(),
+                exit_code=1,
+                text=f"the connection to host {self._host} is lost: {ended}\n",
+                error="the loss of its host",
+            ).write(self._folder)
             self._on_alive(rank, FAILED.decode())
         return 1
 

@@ -226,7 +226,11 @@ class Outpost:
     def _mirror(self) -> None:
         """Pass on the files of this host's ranks that others are to have."""
         for entry in os.scandir(self._folder):
-            if entry.name.startswith(_MIRRORED) and not entry.name.endswith(".tmp") and entry.name not in self._mirrored:
+            if (
+                entry.name.startswith(_MIRRORED)
+                and not entry.name.endswith(".tmp")
+                and entry.name not in self._mirrored
+            ):
                 self._mirrored.add(entry.name)
                 self._say("file", entry.name, Path(entry).read_text())
 

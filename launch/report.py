@@ -13,8 +13,10 @@ GROWTH = "growth"
 _MAYBE_MEMORY = "if nobody sent it, the host may have run out of memory"
 # How MPICH and Open MPI say it; MPICH's exit code alone is ambiguous: 9 is SIGKILL, and os._exit(9).
 _SIGNAL = re.compile(rb"\(signal (\d+)\)|on\s+signal (\d+)")
-# srun names signals, and ends with the highest of the codes: 143 of those that it has ended.
-_SRUN = re.compile(rb"^srun: error: \S+ tasks? [\d,-]+: ([A-Z][a-z ]+)", re.MULTILINE)
+# srun ends with the highest of the codes, also of tasks that it has ended; the first that it tells of is the cause.
+_SRUN = re.compile(
+    rb"^srun: error: (\S+): tasks? (\d+)[\d,-]*: (?:Exited with exit code (\d+)|([A-Z][a-z ]+))", re.MULTILINE
+)
 _NAMES = {signal.strsignal(number): int(number) for number in signal.Signals}
 
 
@@ -100,6 +102,25 @@ def read_reports(folder: Path) -> list[Report]:
     return sorted(found, key=lambda report: report.time_s)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What srun tells of the first rank that failed: `number` is that of a signal, 0 where none ended it."""
+
+    rank: int
+    host: str
+    code: int
+    number: int
+
+
+def told(said: bytes) -> Told | None:
+    """Return what a launcher tells of the first rank that failed, None where it tells of none."""
+    match = _SRUN.search(said)
+    if match is None:
+        return None
+    number = _NAMES.get((match[4] or b"").decode().strip(), 0)
+    return Told(rank=int(match[2]), host=match[1].decode(), code=int(match[3] or 128 + number), number=number)
+
+
 def signal_in(exit_code: int, said: bytes) -> int:
     """Return the signal that ended a worker, 0 where none did.
 
@@ -112,14 +133,14 @@ def signal_in(exit_code: int, said: bytes) -> int:
         number = -exit_code
     elif match := _SIGNAL.search(said):
         number = int(match[1] or match[2])
-    elif (match := _SRUN.search(said)) and (name := match[1].decode().strip()) in _NAMES:
-        number = _NAMES[name]
     elif exit_code > 128:
         number = exit_code - 128
     return number if number in set(signal.Signals) else 0
 
 
-def loss_in_words(rank: int | None, world_size: int, exit_code: int, number: int, *, memory: str = "") -> str:
+def loss_in_words(
+    rank: int | None, world_size: int, exit_code: int, number: int, *, memory: str = "", host: str = ""
+) -> str:
     """Return what is known of a worker that ended without a report.
 
     Args:
@@ -128,8 +149,11 @@ def loss_in_words(rank: int | None, world_size: int, exit_code: int, number: int
         exit_code: of the launcher.
         number: of the signal that ended it, 0 where none is known.
         memory: what is known of memory that was lacking.
+        host: where it was, if not here.
     """
-    who = "a rank" if rank is None else f"rank {rank} of {world_size}, on host {socket.gethostname()},"
+    who = "a rank" if rank is None else f"rank {rank} of {world_size}, on host {host or socket.gethostname()},"
+    if not number and host:
+        return f"disttrain: {who} failed first, exit code {exit_code}; what it has written is above\n"
     if not number:
         return f"disttrain: {who} ended with exit code {exit_code}, without an exception\n"
     hint = f"; {memory or _MAYBE_MEMORY}" if number == signal.SIGKILL else ""

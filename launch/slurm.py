@@ -1,4 +1,4 @@
-"""`--launcher slurm`: workers of a Slurm allocation, by srun; they meet over TCP, or by MPI where the transport is `mpi`."""
+"""`--launcher slurm`: workers of a Slurm allocation, by srun; ranks meet over TCP, unless the transport is `mpi`."""
 
 import os
 import secrets
@@ -49,8 +49,8 @@ def commands(job: Job) -> list[Command]:
 def command(job: Job, there: Allocation, port: int, secret: str, environ: Mapping[str, str]) -> Command:
     """Return the command that starts `job`, whose ranks meet at `port`, if by TCP, and know each other by `secret`.
 
-    srun's own SIGTERM kills its tasks. As Slurm sends them theirs by itself, srun does not hear it, and is sent SIGUSR1,
-    which it passes on.
+    srun that is sent SIGTERM kills its tasks. Slurm sends them theirs by itself, so srun does not hear it, and is sent
+    SIGUSR1 by the supervisor, which it passes on.
 
     Raises:
         LaunchError: there are fewer tasks than workers, or ranks of the transport could not meet.
@@ -107,7 +107,12 @@ def allocation(environ: Mapping[str, str]) -> Allocation:
 def _scontrol(*words: str) -> str:
     try:
         done = subprocess.run(
-            ("scontrol", *words), capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
+            ("scontrol", *words),  # noqa: S607 - whichever is on the path
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LaunchError(f"Slurm does not say where the allocation is: {error}") from error

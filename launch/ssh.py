@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from disttrain import env
-from disttrain.errors import ConfigError, LaunchError, unknown_name
+from disttrain.errors import ConfigError, LaunchError
 from launch import mpirun
 from launch.job import Command, Job
 from launch.mpirun import Mpi
@@ -104,9 +104,11 @@ def _host(where: str, text: str) -> Host:
     matched = _HOST.fullmatch(name)
     rest = _IGNORED.sub("", settings[0] if settings else "").strip()
     slots = _SLOTS.fullmatch(rest)
-    count = int(slots[1]) if slots else int(matched[2] or 1) if matched else 0
+    count = int(slots[1] if slots else (matched and matched[2]) or 1)
     if not matched or name.startswith("-") or (rest and not slots) or (slots and matched[2]):
         raise ConfigError(f"{where}: {text!r}: expected a host, as in node1, node1:4 or node1 slots=4")
+    if not count:
+        raise ConfigError(f"{where}: {text!r}: expected at least one slot")
     return Host(name=matched[1].strip("[]"), slots=count)
 
 
@@ -140,7 +142,7 @@ def passed_on(environ: Mapping[str, str], names: str) -> dict[str, str]:
     asked = [name.strip() for name in names.split(",") if name.strip()]
     for name in asked:
         if name not in environ:
-            raise unknown_name("variable, in -o env:", name, environ)
+            raise ConfigError(f"-o env={names}: {name} is not set here")
     ours = [name for name in env.own(environ) if name not in _NOT_PASSED_ON]
     python = [name for name in environ if name.startswith("PYTHON")]
     blas = [name for name in env.BLAS_THREADS if name in environ]
@@ -148,7 +150,7 @@ def passed_on(environ: Mapping[str, str], names: str) -> dict[str, str]:
 
 
 def mpi_command(job: Job, hosts: Sequence[Host], ssh: Sequence[str], mpi: Mpi) -> Command:
-    """Return the command that has `mpi` start the workers on `hosts` by ssh, with this process's environment and folder.
+    """Return the command that has `mpi` start the workers on `hosts` by ssh, with this environment and folder.
 
     Raises:
         LaunchError: it is not MPICH, or cannot pass on an argument.
@@ -160,6 +162,7 @@ def mpi_command(job: Job, hosts: Sequence[Host], ssh: Sequence[str], mpi: Mpi) -
         )
     slots = ",".join(f"{host.name}:{host.slots}" for host in hosts)
     program, *words = ssh
+    interface = ("-iface", env.interface()) if env.interface() else ()
     line = mpirun.command(job, mpi)
-    argv = (line.argv[0], "-launcher", "ssh", "-launcher-exec", program, "-hosts", slots, *line.argv[1:])
+    argv = (line.argv[0], "-launcher", "ssh", "-launcher-exec", program, "-hosts", slots, *interface, *line.argv[1:])
     return Command(argv=argv, env={"HYDRA_LAUNCHER_EXTRA_ARGS": shlex.join(words)})

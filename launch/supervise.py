@@ -27,7 +27,7 @@ from launch.diagnosis import HUNG, hang_in_words, last_words, memory_in_words, o
 from launch.growth import Growth
 from launch.job import Command, Job, commands
 from launch.relay import HOLD_S, Sink, Stream
-from launch.report import GROWTH, REFUSAL, Ending, killed, loss_in_words, read_reports, signal_in
+from launch.report import GROWTH, REFUSAL, Ending, killed, loss_in_words, read_reports, signal_in, told
 from launch.restarts import Restarts
 from launch.watch import LOOK_S, RECORD, STACKS, Watch, read_records
 from launch.worker import BEREFT, DONE, EXITED, FAILED, INTERRUPTED, PIPES
@@ -246,7 +246,11 @@ class _Running:
             code, number = 128 + signal.SIGKILL, int(signal.SIGKILL)  # by which signal, nobody tells
         if lost in self._exits and (self._exits[lost] or lost in deserters):
             code, number = self._exits[lost], 0  # of those that were ended because of it the launcher may tell
-        loss = loss_in_words(lost, self._job.workers, code, number, memory=memory_in_words(self._kills))
+        host = ""
+        if (elsewhere := told(self._heard)) is not None and elsewhere.rank not in self._watch.sights:
+            lost, host, code, number = elsewhere.rank, elsewhere.host, elsewhere.code, elsewhere.number
+        memory = "" if host else memory_in_words(self._kills)
+        loss = loss_in_words(lost, self._job.workers, code, number, memory=memory, host=host)
         loss += last_words(self._watch.sights, lost)
         if not code and deserters:
             code = 1  # MPICH ends all ranks, and calls it a success, when one of them calls os._exit(0)

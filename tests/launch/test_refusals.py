@@ -15,7 +15,7 @@ from launch.mpirun import find_mpi
         (["temporary"], "File 'temporary' is a directory"),
         ([], "Missing argument 'SCRIPT'"),
         (["--launcher", "mpirum", "script.py"], "unknown launcher 'mpirum'; did you mean 'mpirun'?"),
-        (["--launcher", "cli", "script.py"], "unknown launcher 'cli' Known: local, mpirun, ray."),
+        (["--launcher", "cli", "script.py"], "unknown launcher 'cli' Known: local, mpirun, ray, slurm, ssh."),
         (["--launcher", "no.such", "script.py"], "launcher 'no.such' cannot be imported: No module named 'no'"),
         (["--launcher", "os.path", "script.py"], "launcher 'os.path' has no function commands(job)"),
     ],

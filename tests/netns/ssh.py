@@ -1,7 +1,7 @@
 """Hosts of a network that are reached by ssh, each with a real sshd.
 
-    with Network(hosts=2) as network, Ssh(network) as ssh:
-        subprocess.run(network.command(0, [*ssh.argv, network.addresses[1], "hostname"]))
+with Network(hosts=2) as network, Ssh(network) as ssh:
+    subprocess.run(network.command(0, [*ssh.argv, network.addresses[1], "hostname"]))
 """
 
 import contextlib

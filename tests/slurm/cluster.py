@@ -91,7 +91,9 @@ class Cluster(contextlib.AbstractContextManager):
     def run(self, *argv, host=2, **options):
         """Run `argv` on a host; return the finished process, with what it wrote."""
         command = self._network.command(host, argv)
-        return subprocess.run(command, **{"capture_output": True, "text": True, "timeout": 120, "env": self.env, **options})
+        return subprocess.run(
+            command, **{"capture_output": True, "text": True, "timeout": 120, "env": self.env, **options}
+        )
 
     def _start(self):
         self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-")))
@@ -102,7 +104,9 @@ class Cluster(contextlib.AbstractContextManager):
         (self.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
         nodes = [f"NodeName={name} CPUs={self._cpus} State=UNKNOWN" for name in NODES]
         (self.folder / "slurm.conf").write_text(_CONF.format(folder=self.folder, nodes="\n".join(nodes)))
-        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # not used; v2 asks for a system of its own
+        (self.folder / "cgroup.conf").write_text(
+            "CgroupPlugin=cgroup/v1\n"
+        )  # not used; v2 asks for a system of its own
         self.env = {
             name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "DISTTRAIN_"))
         } | {"SLURM_CONF": str(self.folder / "slurm.conf"), "TMPDIR": str(self.folder / "tmp")}
@@ -130,7 +134,14 @@ class Cluster(contextlib.AbstractContextManager):
         log = self._stack.enter_context((self.folder / f"{argv[0]}.{host}.out").open("w"))
         command = self._network.command(host, argv)
         self._daemons.append(
-            subprocess.Popen(command, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=posix.die_with_parent)
+            subprocess.Popen(
+                command,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=posix.die_with_parent,
+            )
         )
 
     def _await(self, is_there, what):
