@@ -12,7 +12,7 @@ TIMED := tests/chaos tests/comm tests/launch tests/netns tests/security tests/sl
 # where test runs add what they skip
 export SKIPPED_TESTS := $(CURDIR)/.pytest_cache/skipped
 
-.PHONY: help env env-bench bench demo test check unit mpi shm tcp netns chaos cupy ray ulfm forget clean
+.PHONY: help env env-bench bench demo test check unit mpi shm tcp netns slurm cluster chaos cupy ray ulfm forget clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
@@ -60,6 +60,13 @@ tcp: env  ## the same, among ranks that have TCP alone, as ranks of different ho
 
 netns: env  ## tests across hosts that are network namespaces, where root may make them; a short form is in unit
 	$(BIN)/python -m pytest -v -m "long or not long" tests/netns
+
+slurm: env  ## jobs on a real Slurm of two nodes, started here, where root may; needs its Debian packages; not part of test
+	$(BIN)/python -m pytest -v -m "long or not long" tests/slurm
+
+cluster: env  ## add to .venv what checks the files of cluster/, and check them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mpi,dev,cluster]'
+	$(BIN)/python -m pytest -v tests/cluster
 
 chaos: env  ## every failure in every phase: each must end in time and be named; about 40 minutes
 	$(BIN)/python -m pytest -v -m "long or not long" tests/chaos tests/checkpoint tests/security
