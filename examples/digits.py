@@ -33,12 +33,12 @@ def build_model():
     return model
 
 
-def train(data, args):
+def train(data, args, callbacks=()):
     """Return the course of the loss, the test accuracy, and training samples per second."""
     (x_train, y_train), (x_test, y_test) = data
     model = build_model()
     start = time.perf_counter()
-    history = model.fit(x_train, y_train, epochs=args.epochs, batch_size=args.batch_size)
+    history = model.fit(x_train, y_train, epochs=args.epochs, batch_size=args.batch_size, callbacks=list(callbacks))
     rate = args.epochs * len(x_train) / (time.perf_counter() - start)
     _, accuracy = model.evaluate(x_test, y_test)
     return np.array(history.history["loss"]), accuracy, rate
@@ -50,6 +50,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=64, help="of the global batch, over all workers")
     parser.add_argument("--small", action="store_true", help="one epoch, to see that it runs")
     parser.add_argument("--compare", action="store_true", help="train again on rank 0 alone, and compare")
+    parser.add_argument("--checkpoints", help="directory to save training in, and to go on from")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
     args = parser.parse_args()
     args.epochs = 1 if args.small else args.epochs
@@ -60,7 +61,8 @@ def main():
     (x_train, y_train), (x_test, y_test) = dt.datasets.digits.load_data()
     data = (x_train[..., None] / 16, y_train), (x_test[..., None] / 16, y_test)
 
-    losses, accuracy, rate = train(data, args)
+    callbacks = [dt.callbacks.BackupAndRestore(args.checkpoints)] if args.checkpoints else []
+    losses, accuracy, rate = train(data, args, callbacks)
     if args.compare and comm.rank == 0:
         print("the same on one worker:")
         with dt.comm.use(dt.comm.connect("local")):
