@@ -91,6 +91,7 @@ class Record:
         is_waiting: whether it waits still.
         waits: how many times it has waited; tells two equal calls apart.
         group: number of the group of ranks whose call it is; 0 for that of all.
+        proxy: the process that stands for it on the reader's host, where that is another; 0: there is none.
     """
 
     rank: int
@@ -106,6 +107,12 @@ class Record:
     is_waiting: bool
     waits: int
     group: int = 0
+    proxy: int = 0
+
+    @property
+    def pid_here(self) -> int:
+        """The process on the reader's host that shows whether it lives, and takes signals for it."""
+        return self.proxy or self.pid
 
     @property
     def words(self) -> str:

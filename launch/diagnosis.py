@@ -37,13 +37,14 @@ def hang_in_words(finding: Finding, sights: Mapping[int, Sight], workers: int, f
     else:
         sight = sights[rank]
         text = (
-            f"disttrain: rank {rank} of {workers} {_WHAT[finding.kind]}, on host {host}, pid {sight.record.pid}, "
+            f"disttrain: rank {rank} of {workers} {_WHAT[finding.kind]}, on host {sight.record.host}, "
+            f"pid {sight.record.pid}, "
             f"{limit}: {sight.record.words}{at(where, rank)}\n"
         )
         if frames[rank]:
             text += stacks.as_traceback(frames[rank])
         elif not sight.has_left:
-            text += f"It does not tell its stack: {posix.kernel_words(sight.record.pid)}\n"
+            text += f"It does not tell its stack: {posix.kernel_words(sight.record.pid_here)}\n"
     text += others_in_words(sights, workers, rank, where)
     return text + _hint(finding, sights)
 

@@ -24,6 +24,7 @@ from launch import posix
 from launch.outpost import BEAT_S, TICK_S, Messages, message, put, ranks_in
 from launch.report import REFUSAL, Report
 from launch.supervise import GRACE_S
+from launch.watch import PROXY, RECORD, STACKS
 from launch.worker import FAILED, PIPES
 
 HELLO_S = 25.0  # for a host to answer: what is wrong is to be said within half a minute
@@ -40,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
     far = Far(ranks, workers, host=argv[1], hosts=int(argv[2]), folder=folder)
     try:
         with posix.caught_signals() as signals, _started(argv[3:]) as ssh:
+            signal.signal(signal.SIGUSR2, lambda *_: None)  # it comes to `signals` as well
             try:
                 return far.run(ssh, signals)
             finally:
@@ -66,6 +68,7 @@ class Far:
         self._pipes = {
             (name, rank): os.open(folder / f"{name}.{rank}", os.O_WRONLY) for name in PIPES for rank in ranks
         }
+        self._shown: set[int] = set()  # ranks of which there is a record
         self._known: set[str] = set()  # files that the outpost has, or has left
         self._messages = Messages()
         self._words = b""  # what ssh says, and the shell there
@@ -119,9 +122,11 @@ class Far:
 
     def _on_signals(self, data: bytes) -> None:
         for number in data:
-            if number != signal.SIGCHLD:
+            if number == signal.SIGCHLD:
+                continue
+            if number != signal.SIGUSR2:  # which asks for stacks
                 self._asked = self._asked or number
-                self._tell("signal", number)
+            self._tell("signal", number)
 
     def _on_hello(self, there: dict[str, Any]) -> None:
         """Note that the outpost is there.
@@ -138,7 +143,7 @@ class Far:
             )
         if problem := there["problem"]:
             raise LaunchError(f"host {self._host} {problem}")
-        put(self._folder / f"host.{self._ranks[0]}", json.dumps([self._host, there["address"]]))
+        put(self._folder / f"host.{self._ranks[0]}", json.dumps([self._host, there["address"]]).encode())
 
     def _on_out(self, rank: int, text: str) -> None:
         self._pass_on("out", rank, text)
@@ -155,7 +160,18 @@ class Far:
         if name.startswith("report."):
             Report(**{**json.loads(text), "time_s": time.monotonic()}).write(self._folder)  # its clock is another
         else:
-            put(self._folder / name, text)
+            put(self._folder / name, text.encode())
+
+    def _on_record(self, rank: int, text: str) -> None:
+        """Show where a rank is, to those who look for it among the records of this host."""
+        put(self._folder / RECORD.format(rank), text.encode("latin-1"))
+        if rank not in self._shown:
+            self._shown.add(rank)
+            (self._folder / STACKS.format(rank)).touch()
+            put(self._folder / PROXY.format(rank), str(os.getpid()).encode())
+
+    def _on_stacks(self, rank: int, text: str) -> None:
+        put(self._folder / STACKS.format(rank), text.encode("latin-1"))
 
     def _on_end(self, code: int) -> None:
         self._code = code

@@ -28,7 +28,7 @@ from launch import memory, posix
 from launch.diagnosis import memory_in_words
 from launch.report import Report, loss_in_words
 from launch.supervise import FAIL_S, GRACE_S
-from launch.watch import RECORD
+from launch.watch import LOOK_S, RECORD, STACKS
 from launch.worker import EXITED, FAILED, PIPES
 
 BEAT_S = 2.0  # how often the supervisor's side says that it is there
@@ -111,6 +111,8 @@ class Outpost:
         self._asked = False  # a signal was passed on
         self._deadline_s = float("inf")
         self._mirrored: set[str] = set()
+        self._shown: dict[str, bytes] = {}  # by file
+        self._looked_s = 0.0
         self._spoken: set[int] = set()  # ranks whose end is known
         self._code = 0
         self._kills = memory.kills()
@@ -179,9 +181,9 @@ class Outpost:
                 self._start()
             elif kind == "file":
                 self._mirrored.add(parts[0])
-                put(self._folder / parts[0], parts[1])
+                put(self._folder / parts[0], parts[1].encode())
             elif kind == "signal":
-                self._asked = True
+                self._asked |= parts[0] != signal.SIGUSR2  # which asks for stacks
                 self._signal(parts[0])
 
     def _on_pipe(self, name: str, rank: int, pipe: int) -> None:
@@ -225,6 +227,10 @@ class Outpost:
 
     def _mirror(self) -> None:
         """Pass on the files of this host's ranks that others are to have."""
+        now_s = time.monotonic()
+        if now_s > self._looked_s + LOOK_S:
+            self._looked_s = now_s
+            self._show()
         for entry in os.scandir(self._folder):
             if (
                 entry.name.startswith(_MIRRORED)
@@ -233,6 +239,16 @@ class Outpost:
             ):
                 self._mirrored.add(entry.name)
                 self._say("file", entry.name, Path(entry).read_text())
+
+    def _show(self) -> None:
+        """Pass on where the ranks are, and the stacks that they have written, if that is news."""
+        for rank in self._ranks:
+            for kind, name in (("record", RECORD.format(rank)), ("stacks", STACKS.format(rank))):
+                with contextlib.suppress(FileNotFoundError):
+                    data = (self._folder / name).read_bytes()
+                    if data != self._shown.get(name):
+                        self._shown[name] = data
+                        self._say(kind, rank, data.decode("latin-1"))
 
     def _say(self, *parts: Any) -> None:
         data = memoryview(message(*parts))
@@ -258,10 +274,10 @@ class Outpost:
             process.send_signal(number)
 
 
-def put(path: Path, text: str) -> None:
+def put(path: Path, data: bytes) -> None:
     """Write a file in one step: nobody reads half of it."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_bytes(data)
     temporary.rename(path)
 
 

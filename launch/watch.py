@@ -4,6 +4,7 @@ No clock of a rank is read, and no rank is asked: a record that does not change 
 limits are multiples of one number of seconds; docs/launching.md states the rules.
 """
 
+import dataclasses
 import socket
 import statistics
 from collections import Counter, deque
@@ -17,6 +18,7 @@ from disttrain.progress import Phase, Record, read
 from launch import posix
 
 RECORD, STACKS = "progress.{}", "stacks.{}"  # of each rank, in the job's folder
+PROXY = "proxy.{}"  # the pid of the process here that stands for a rank elsewhere, and brings its record
 
 LOOK_S = 0.2  # how often records are read
 STEPS = 10  # within a step: so many median steps, but at least the timeout
@@ -96,9 +98,18 @@ class Sight:
 
 
 def read_records(folder: Path, workers: int) -> dict[int, Record]:
-    """Return the records in a job's folder of ranks on this host, by rank."""
-    found = ((rank, read(folder / RECORD.format(rank))) for rank in range(workers))
-    return {rank: record for rank, record in found if record is not None and record.host == socket.gethostname()}
+    """Return the records in a job's folder of ranks on this host, and of those for which a process here stands."""
+    found: dict[int, Record] = {}
+    for rank in range(workers):
+        record = read(folder / RECORD.format(rank))
+        if record is None:
+            continue
+        proxy = folder / PROXY.format(rank)
+        if proxy.exists():
+            found[rank] = dataclasses.replace(record, proxy=int(proxy.read_text()))
+        elif record.host == socket.gethostname():
+            found[rank] = record
+    return found
 
 
 class Watch:
@@ -154,14 +165,14 @@ class Watch:
     def _see(self, rank: int, record: Record, since_s: float) -> None:
         sight = self.sights.get(rank)
         if sight is None or record != sight.record:
-            self.sights[rank] = Sight(record=record, state=self._state(record.pid))
+            self.sights[rank] = Sight(record=record, state=self._state(record.pid_here))
             return
-        sight.state = self._state(record.pid)
+        sight.state = self._state(record.pid_here)
         sight.gone_s = 0.0 if sight.state else sight.gone_s + since_s
         sight.stopped_s = sight.stopped_s + since_s if sight.is_stopped else 0.0
         sight.still_s += since_s
         if sight.still_s >= self._timeout_s and not sight.is_waiting and sight.state:
-            effort = self._effort(record.pid)
+            effort = self._effort(record.pid_here)
             sight.idle_s = sight.idle_s + since_s if effort == sight.effort else 0.0
             sight.effort = effort
 

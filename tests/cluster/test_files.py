@@ -1,4 +1,4 @@
-"""The files in cluster/ are what their tools take: checked by published schemas and linters; make cluster brings these."""
+"""The files in cluster/ are what their tools take: by published schemas and linters, which make cluster brings."""
 
 import importlib.util
 import json
@@ -15,8 +15,8 @@ from disttrain.comm import rendezvous
 CLUSTER = Path(__file__).parents[2] / "cluster"
 KUBERNETES = "1.37"
 
-# What fields there are outside of pods, which have a published schema. Those of the operators are in no package; sources:
-# the API reference of kubeflow.org/v2beta1, and of ray.io/v1.
+# What fields there are outside of pods, for which there is a published schema. The operators' own are in no package;
+# sources: the API references of kubeflow.org/v2beta1 and of ray.io/v1.
 FIELDS = {
     "MPIJob": {
         "spec": "launcherCreationPolicy mpiImplementation mpiReplicaSpecs runLauncherAsWorker runPolicy slotsPerWorker "

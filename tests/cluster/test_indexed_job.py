@@ -46,7 +46,9 @@ def test_workers_meet_by_the_names_of_pods(tmp_path):
             line = network.command(index, [*command, "--small"], PYTHONPATH=ROOT, **settings)
             line[line.index("env") + 1] = f"--chdir={tmp_path}"
             ranks.append(
-                subprocess.Popen(line, env={"PATH": os.environ["PATH"]}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                subprocess.Popen(
+                    line, env={"PATH": os.environ["PATH"]}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                )
             )
         outputs = [rank.communicate(timeout=120)[0].decode() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], outputs

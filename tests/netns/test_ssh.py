@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -199,6 +200,32 @@ def test_what_a_host_lacks_is_named_before_anything_starts(hosts, what, tmp_path
     assert reason in done.stderr
     assert time.monotonic() - begin_s < LIMIT_S
     assert not (hosts.folder / "started").exists()
+
+
+@pytest.mark.long
+def test_a_rank_that_holds_up_the_others_far_away_is_named_with_its_stack(hosts):
+    text = (
+        "import time\n"
+        "import numpy as np\n"
+        "import disttrain as dt\n"
+        "class Stuck(dt.layers.Dense):\n"
+        "    calls = 0\n"
+        "    def call(self, x):\n"
+        "        Stuck.calls += 1\n"
+        "        time.sleep(0.02)\n"
+        "        while dt.init().rank == 1 and Stuck.calls > 100: pass\n"
+        "        return super().call(x)\n"
+        "model = dt.Sequential([Stuck(1, input_shape=(8,))])\n"
+        "model.compile(optimizer='sgd', loss='mse', static=False)\n"
+        "x = np.ones((400, 8), 'float32')\n"
+        "model.fit(x, x[:, :1], batch_size=20, epochs=100, verbose=0)\n"
+    )
+    done = hosts.run(text, "--hang-timeout", "3")
+    assert done.returncode == 124, done.stderr
+    assert re.search(r"rank 1 of 2 is stuck, on host host1, pid \d+, for 3\.\d s", done.stderr)
+    assert "while dt.init().rank == 1 and Stuck.calls > 100: pass" in done.stderr
+    assert re.search(r"Meanwhile rank 0: step \d+, bucket 0; waits in all_reduce", done.stderr)
+    assert hosts.left() == []
 
 
 SLEEP = JOIN + (
