@@ -11,7 +11,7 @@ from types import ModuleType
 
 import launch
 from disttrain import env
-from disttrain.errors import LaunchError, unknown_name
+from disttrain.errors import ConfigError, LaunchError, unknown_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,17 @@ class Job:
     min_workers: int = 0
     max_workers: int = 0
     options: dict[str, str] = field(default_factory=dict)
+
+    def words(self, option: str) -> list[str]:
+        """Return the value of an option as the words that a shell makes of it.
+
+        Raises:
+            ConfigError: a quote in it does not end.
+        """
+        try:
+            return shlex.split(self.options.get(option, ""))
+        except ValueError as error:
+            raise ConfigError(f"-o {option}={self.options[option]}: {error}") from error
 
     @property
     def worker(self) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ LOST_S = 20.0  # without a word the connection is broken
 TICK_S = 0.05
 MARK = "\x1edisttrain "  # begins a message; shells may write before, or between
 
-_CHUNK_BYTES = 1 << 15
+_CHUNK_BYTES = 1 << 16
 _MIRRORED = ("exchange.", "report.")  # files of ranks that others, or the supervisor, are to have
 
 
@@ -112,7 +112,7 @@ class Outpost:
         self._deadline_s = float("inf")
         self._mirrored: set[str] = set()
         self._shown: dict[str, bytes] = {}  # by file
-        self._looked_s = 0.0
+        self._mirrored_s = self._shown_s = 0.0
         self._spoken: set[int] = set()  # ranks whose end is known
         self._code = 0
         self._kills = memory.kills()
@@ -121,6 +121,7 @@ class Outpost:
         """Run the workers to their end; return the exit code of the first that failed."""
         self._selector.register(0, selectors.EVENT_READ, self._on_message)
         posix.adopt_orphans()
+        os.set_blocking(1, False)  # a connection that is broken takes nothing more
         while not self._has_started and not self._is_lost:
             self._serve(TICK_S)
         while len(self._spoken) < len(self._processes) and time.monotonic() < self._deadline_s:
@@ -163,7 +164,8 @@ class Outpost:
         events = self._selector.select(wait_s)
         for key, _ in events:
             key.data(key.fd)
-        self._mirror()
+        if time.monotonic() > self._mirrored_s + TICK_S:
+            self._mirror()
         for rank, process in self._processes.items():
             if rank not in self._spoken and process.poll() is not None and not events:
                 self._end(rank)
@@ -227,9 +229,9 @@ class Outpost:
 
     def _mirror(self) -> None:
         """Pass on the files of this host's ranks that others are to have."""
-        now_s = time.monotonic()
-        if now_s > self._looked_s + LOOK_S:
-            self._looked_s = now_s
+        self._mirrored_s = now_s = time.monotonic()
+        if now_s > self._shown_s + LOOK_S:
+            self._shown_s = now_s
             self._show()
         for entry in os.scandir(self._folder):
             if (
@@ -257,7 +259,9 @@ class Outpost:
                 self._lose()
                 return
             try:
-                data = data[os.write(1, data[: select.PIPE_BUF]) :]
+                data = data[os.write(1, data) :]
+            except BlockingIOError:
+                continue
             except OSError:
                 self._lose()
 

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import shlex
 import shutil
 import signal
 import socket
@@ -55,7 +54,7 @@ def command(job: Job, there: Allocation, port: int, secret: str, environ: Mappin
     Raises:
         LaunchError: there are fewer tasks than workers, or ranks of the transport could not meet.
     """
-    own = shlex.split(job.options.get("srun", ""))
+    own = job.words("srun")
     if 0 < there.tasks < job.workers and not {"--overcommit", "-O"} & set(own):
         raise LaunchError(
             f"the allocation has {there.tasks} task(s), and {job.workers} workers are asked for: sbatch --ntasks "

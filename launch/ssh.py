@@ -44,7 +44,7 @@ def commands(job: Job) -> list[Command]:
         LaunchError: there are fewer slots than workers, or no MPI for the transport `mpi`.
     """
     hosts = taken(hosts_of(job.options.get("hosts", "")), job.workers)
-    ssh = (*(shlex.split(job.options.get("ssh", "")) or ["ssh"]), *_SSH)
+    ssh = (*(job.words("ssh") or ["ssh"]), *_SSH)
     passed = passed_on(os.environ, job.options.get("env", ""))
     if job.transport == "mpi":
         return [mpi_command(job, hosts, ssh, mpirun.find_mpi())]

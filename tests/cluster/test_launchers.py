@@ -135,6 +135,11 @@ def test_what_cannot_be_started_in_an_allocation_is_refused(job, words):
         slurm.command(job, Allocation(nodes=2, address="node1", tasks=2), 1, "", {})
 
 
+def test_a_quote_that_does_not_end_is_refused():
+    with pytest.raises(ConfigError, match="-o ssh=ssh -F 'x: No closing quotation"):
+        Job(workers=1, script="s.py", options={"ssh": "ssh -F 'x"}).words("ssh")
+
+
 def test_outside_of_an_allocation_the_way_into_one_is_named():
     with pytest.raises(LaunchError, match=r"SLURM_JOB_NODELIST is not set.*train\.sbatch"):
         slurm.allocation({})

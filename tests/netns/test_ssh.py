@@ -54,6 +54,7 @@ class Hosts:
             "UCX_TLS": "tcp,self",
             "PYTHONPATH": str(ROOT),
             "OURS": str(self.folder),
+            "TMPDIR": str(self.folder.parent),  # one that is killed leaves its folder
             **dict(environ),
         }
         argv[argv.index("env") + 1] = f"--chdir={self.folder}"
