@@ -15,24 +15,28 @@ class Growth:
     Args:
         job: as it was asked for.
         most: how many workers are wanted.
-        now_s: when it began to run, by `time.monotonic`.
-        wait_s: from then to the first question.
+        wait_s: to the first question, from when it has begun, or has lost a worker.
     """
 
-    def __init__(self, job: Job, most: int, now_s: float, wait_s: float) -> None:
+    def __init__(self, job: Job, most: int, wait_s: float) -> None:
         self._job = job
         self._most = most
-        self._next_s = now_s + wait_s
+        self._wait_s = wait_s
+        self._workers = 0  # when it was looked at last
+        self._next_s = 0.0
         self._question: threading.Thread | None = None
         self._found = 0
 
     def hurry(self) -> None:
         """Ask as soon as possible, for as many as the job may have."""
         self._most = self._job.max_workers or self._job.workers
-        self._next_s = 0.0
+        self._wait_s = 0.0
+        self._workers = 0
 
     def look(self, now_s: float, workers: int) -> bool:
         """Return whether more than `workers`, as many as there are, can be started, as far as is known."""
+        if workers != self._workers:
+            self._workers, self._next_s = workers, now_s + self._wait_s
         if self._question is None and workers < self._most and now_s >= self._next_s:
             self._question = threading.Thread(target=self._ask, args=(workers,), daemon=True, name="growth")
             self._question.start()

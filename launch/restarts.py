@@ -7,6 +7,7 @@ from launch.job import Job
 from launch.report import GROWTH, Ending
 
 _ATTEMPTS = 2  # at a step at which each fails in the same way
+DOUBT_S = 60.0  # a failed attempt to have more workers may cost as much as half of it
 _DEATHS = 3  # the same, by a signal: whoever sends signals may send two at the same step
 
 
@@ -40,6 +41,10 @@ class Restarts:
             self._wait_s *= 2
         return self._wait_s
 
+    def doubt(self) -> None:
+        """Note that not all workers came which the launcher could start: that it says so again is not worth as much."""
+        self._wait_s = max(self._wait_s, DOUBT_S)
+
     def after(self, ending: Ending, kept: int | None) -> str:
         """Note the end of an attempt, and return what is to be said of what follows; empty: nothing.
 
@@ -67,7 +72,10 @@ class Restarts:
         self.goes_on = True
         self._causes.append(cause)
         # A rank that never ran is on a host that is lost, or full; any other can be started again.
-        most = self.most if ending.has_started else ending.workers - 1
+        most = self.most
+        if not ending.has_started:
+            most = ending.workers - 1
+            self.doubt()
         self.sizes = range(max(most, self._fewest), self._fewest - 1, -1)
         return (
             f"disttrain: restart {len(self._causes)} of {self._job.max_restarts}, because {cause}; it goes on {place},"
@@ -86,6 +94,7 @@ class Restarts:
             self._had = ending.workers
             self.sizes = range(self.most, self._fewest - 1, -1)
             return f"disttrain: more workers can be started; the job goes on {place},"
+        self.doubt()
         self.sizes = range(self._had, self._fewest - 1, -1)
         return f"disttrain: not all of {ending.workers} workers could be started; the job goes on {place},"
 

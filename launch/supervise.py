@@ -88,7 +88,7 @@ def _start_with(
     """
     for workers in restarts.sizes:
         attempt = dataclasses.replace(job, workers=workers)
-        growth = None if last is None else Growth(job, most, time.monotonic(), restarts.wait_s(workers))
+        growth = None if last is None else Growth(job, most, restarts.wait_s(workers))
         with tempfile.TemporaryDirectory(prefix="disttrain-") as folder:
             running = _Running(attempt, Path(folder), "" if last is None else last.address, growth)
             try:
@@ -97,6 +97,7 @@ def _start_with(
                 running.start(lines, signals)
                 running.watch()
                 if (refusal := Path(folder, REFUSAL)).exists():
+                    restarts.doubt()
                     raise LaunchError(refusal.read_text())
             except LaunchError as error:
                 if workers == restarts.sizes[-1]:

@@ -24,7 +24,6 @@ except LaunchError as error:
 pytestmark = pytest.mark.timeout(240)
 
 TRIALS = 60
-SURELY_S = 0.5  # after a kill a rank is not alive any more
 LATEST = 18  # step, in whose time a kill comes at the latest: the end of a job is no place to shrink
 
 
@@ -79,7 +78,7 @@ def finished(done):
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(n, marks=() if n in (0, 1) else pytest.mark.long) for n in range(TRIALS)]
+    "number", [pytest.param(n, marks=() if n in (0, 5) else pytest.mark.long) for n in range(TRIALS)]
 )
 def test_same_bits_whichever_rank_is_killed(job, undisturbed, pauses_s, number):
     if not undisturbed:
@@ -106,7 +105,8 @@ def test_same_bits_whichever_rank_is_killed(job, undisturbed, pauses_s, number):
         for notes in steps_of(job).values():
             for (before, _), (after, _) in itertools.pairwise(notes):
                 assert before <= after, (notes, done.err)  # that step was lost, and no other
-        pauses_s += [pause_s(job, *each) for each in kills_at]
+        if "disttrain: more workers" not in done.err:  # as after 10 s
+            pauses_s += [pause_s(job, *each) for each in kills_at]
     assert {int(step) for notes in steps_of(job).values() for step, _ in notes} == set(range(1, STEPS + 1))
 
 
@@ -116,12 +116,9 @@ def pause_s(job, rank, at_s):
     That is, at the latest, the second after the last one that the rank has noted; each sleeps 0.1 s, which counts.
     """
     notes = steps_of(job)
-    ends_s = [
-        next(time_s for step, time_s in found if step >= notes[rank][-1][0] + 2 and time_s > at_s)
-        for other, found in notes.items()
-        if other != rank and found[-1][1] > at_s + SURELY_S
-    ]
-    return max(ends_s) - at_s
+    first = notes[rank][-1][0] + 2
+    ends_s = [[time_s for step, time_s in found if step >= first and time_s > at_s] for found in notes.values()]
+    return max(times[0] for times in ends_s if times) - at_s
 
 
 def test_without_reproducible_it_ends_as_a_run_that_went_on_with_fewer(job):

@@ -7,7 +7,7 @@ import pytest
 from launch.growth import ASK_S
 from launch.job import Job
 from launch.report import GROWTH, Ending
-from launch.restarts import Restarts
+from launch.restarts import DOUBT_S, Restarts
 
 
 def restarts(workers=4, fewest=0, most=0, times=3):
@@ -88,7 +88,7 @@ def test_growth_is_no_failure_and_asks_for_the_most():
 def test_growth_that_fails_goes_back_and_waits_twice_as_long():
     policy = restarts(workers=4, fewest=1, times=1)
     assert policy.wait_s(2) == ASK_S
-    for wait_s in (2 * ASK_S, 4 * ASK_S):
+    for wait_s in (2 * DOUBT_S, 4 * DOUBT_S):
         policy.after(Ending(code=75, kind=GROWTH, workers=2), 7)
         assert policy.wait_s(4) >= ASK_S
         said = policy.after(failure(step=None, has_started=False), 7)
@@ -98,6 +98,14 @@ def test_growth_that_fails_goes_back_and_waits_twice_as_long():
         assert policy.wait_s(2) == wait_s
     policy.after(failure(), 8)
     assert policy.goes_on
+    assert policy.wait_s(4) == ASK_S
+
+
+def test_a_launcher_whose_workers_did_not_come_is_asked_later():
+    policy = restarts(workers=4, fewest=1, times=2)
+    policy.after(failure(step=None, has_started=False), None)
+    assert policy.wait_s(3) == DOUBT_S
+    policy.after(failure(step=8), 8)
     assert policy.wait_s(4) == ASK_S
 
 
