@@ -49,6 +49,10 @@ class Summing:
         self._port, address = held_port()
         return address
 
+    def niceness(self) -> int:
+        """Return how far this process lets others go first: Ray has its actors do so."""
+        return os.nice(0)
+
     def join(self, environment: dict[str, str]) -> None:
         """Join the other actors, in disttrain's way and in Ray's."""
         os.environ.update(environment)
@@ -108,10 +112,11 @@ class Actors:
 
 
 class Processes:
-    """The ranks that are processes under mpiexec, which rank 0 hears of by its standard input."""
+    """The ranks that are processes under mpiexec, as nice as the actors; rank 0 hears by its standard input."""
 
-    def __init__(self, workers: int, count: int) -> None:
-        command = [find_mpi().mpiexec, "-n", str(workers), sys.executable, "-m", __spec__.name, "--serve", str(count)]
+    def __init__(self, workers: int, count: int, niceness: int) -> None:
+        command = ["nice", "-n", str(niceness - os.nice(0))]
+        command += [find_mpi().mpiexec, "-n", str(workers), sys.executable, "-m", __spec__.name, "--serve", str(count)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -155,7 +160,8 @@ def measure(workers: int, sizes: Sequence[int], rounds: int) -> list[dict[str, A
     """Return a row for each size and method."""
     count = max(sizes) // 4
     with tempfile.TemporaryDirectory(prefix="disttrain-") as folder, cluster(Request(workers=workers), Path(folder)):
-        actors, processes = Actors(workers, count), Processes(workers, count)
+        actors = Actors(workers, count)
+        processes = Processes(workers, count, actors.ask("niceness"))
         groups: dict[str, Actors | Processes] = {OURS: actors, RAYS: actors, MPIS: processes}
         rows = []
         for size in sizes:

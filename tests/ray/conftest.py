@@ -94,7 +94,8 @@ def two_hosts(program, files):
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--disable-usage-stats"]
         head = [f"--temp-dir={files}/head", "--head", f"--port={port}", "--include-dashboard=false"]
         for each in ([*command, *head], [*elsewhere, *command, f"--address={address}"]):
-            subprocess.run(each, check=True, env=program.env, capture_output=True, timeout=200)
+            done = subprocess.run(each, check=False, env=program.env, capture_output=True, text=True, timeout=200)
+            assert done.returncode == 0, done.stdout + done.stderr
         return address
 
     return start
