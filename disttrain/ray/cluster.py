@@ -60,8 +60,9 @@ def cluster(request: Request, folder: Path) -> Iterator[None]:
         os.environ.setdefault(name, "0")
     address = request.address or env.ray_address()
     if not address:
-        # The latter switches Ray to loopback, on any system.
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()}
+        own["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # which switches Ray to loopback, on any system
+        own["RAY_worker_niceness"] = "0"  # as under other launchers; Ray's actors otherwise go last, with 15
         os.environ.update(own)
     try:
         import ray
