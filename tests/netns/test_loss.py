@@ -128,7 +128,7 @@ def test_each_side_names_the_other_when_the_network_stays_away(hosts, tmp_path, 
         # who still hears the other one may hear of its end first
         ended = f"rank {1 - rank} has ended without a word" if "way" in cut else silent
         assert (silent in text and between in text) or ended in text, text
-        assert silence_s <= after_s < silence_s + 10, text
+        assert silence_s - tcp._ASK_S <= after_s < silence_s + 10, text  # it may have been silent before the cut
         print(cut, rank, after_s, text)
 
 
