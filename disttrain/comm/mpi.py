@@ -198,6 +198,8 @@ class _Message:
         peer: the other rank, of the job.
     """
 
+    __slots__ = ("_arrived", "_comm", "_expected", "_parts", "_peer")
+
     def __init__(self, comm: MpiCommunicator, parts: "list[MPI.Request]", expected: int | None, peer: int) -> None:
         self._comm, self._parts, self._expected, self._peer = comm, parts, expected, peer
         self._arrived = 0
@@ -220,6 +222,8 @@ class _Message:
         return True
 
     def wait(self) -> None:
+        if self.test():
+            return
         begin = time.monotonic()
         while not self.test():
             if time.monotonic() - begin < YIELD_S:

@@ -174,7 +174,7 @@ class Node:
 
     def passes_by(self, call: Call) -> None:
         """Note a collective that goes by messages alone: the next one here compares what led to it."""
-        self.ranks.others = zlib.crc32(repr(call.terms).encode(), self.ranks.others)
+        self.ranks.others = zlib.crc32(call.mark.to_bytes(8, "little", signed=True), self.ranks.others)
 
     def reserve(self) -> int:
         """Return a place among the collectives of this node, for `spread`: all ranks do so in the same order."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 import numpy as np
 
 from disttrain import progress
-from disttrain.comm.waiting import wait_until
+from disttrain.comm.waiting import YIELD_S, wait_until
 from disttrain.errors import CommError, ContractError, DeadRankError
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class Channel:
 
     def among(self, ranks: Sequence[int]) -> "Channel":
         """Return this channel among some of its ranks, this one among them, which are numbered as in `ranks`."""
+        if list(ranks) == list(range(self.world_size)):
+            return self
         part = Channel(self._comm, self._tag, self.call)
         part.rank, part.world_size, part._ranks = ranks.index(self.rank), len(ranks), ranks
         part._sent_to, part._received_from, part._said_to = self._sent_to, self._received_from, self._said_to
@@ -123,6 +125,8 @@ class Channel:
 
     def wait_for_head(self, source: int) -> None:
         """Block until `is_head_here`; after a while say what this rank waits in."""
+        if wait_until(lambda: self.is_head_here(source), YIELD_S):
+            return
         if wait_until(lambda: self.is_head_here(source) or self._comm.listen(), SPEAK_S):
             return
         self._say(self._comm.job_ranks[source])

@@ -164,3 +164,37 @@ def test_one_rank_may_evaluate_alone_between_two_trainings():
     with_it, without = (threads.run(2, work, alone) for alone in (True, False))
     assert [digest for _, digest in with_it] == [digest for _, digest in without]
     assert np.isfinite(with_it[0][0])
+
+
+def test_a_step_exchanges_no_texts():
+    x, y = worlds.blobs()
+
+    def train(comm):
+        model = worlds.dense_net()
+        for _ in range(5):  # the plan is compared as well, once
+            model.train_on_batch(x, y)
+        exchanged, exchange = [], comm._exchanged
+        comm._exchanged = lambda *args: exchanged.append(args) or exchange(*args)
+        for _ in range(3):
+            model.train_on_batch(x, y)
+        of_steps = len(exchanged)
+        comm.all_gather_json(None)
+        return of_steps, len(exchanged)
+
+    assert threads.run(2, train) == [(0, 1), (0, 1)]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("place", [0, 19])
+def test_a_batch_that_differs_in_a_sample_is_named(world_size, place):
+    x, y = worlds.blobs(samples=20)
+
+    def train(comm):
+        mine = x.copy()
+        mine[place, 1] += comm.rank == world_size - 1
+        worlds.dense_net().train_on_batch(mine, y)
+
+    kind, message = worlds.agreed(world_size, train)
+    assert kind is CommError
+    assert "the batch differs between ranks: rank 0 has ['x', 'float64', [20, 4]" in message
+    assert f"rank {world_size - 1} has ['x', 'float64', [20, 4]" in message
