@@ -23,6 +23,7 @@ BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 DATA_DIR = "DISTTRAIN_DATA"
 KERNELS = "DISTTRAIN_KERNELS"
 THREADS = "DISTTRAIN_THREADS"
+SLURM_NODES = "SLURM_JOB_NODELIST"
 SLURM_END = "SLURM_JOB_END_TIME"
 MATMUL_PRECISION = "DISTTRAIN_MATMUL_PRECISION"
 VERIFY = "DISTTRAIN_VERIFY"
@@ -64,6 +65,7 @@ class _Scheduler:
     world_size: str
     local_rank: str
     local_size: str
+    node: str = ""
 
 
 _OWN = _Scheduler(
@@ -98,6 +100,7 @@ _SCHEDULERS = (
         world_size="SLURM_STEP_NUM_TASKS",
         local_rank="SLURM_LOCALID",
         local_size="SLURM_STEP_TASKS_PER_NODE",
+        node="SLURM_NODEID",
     ),
 )
 
@@ -113,7 +116,7 @@ def place(environ: Mapping[str, str] = os.environ) -> Place:
             rank=_number(environ.get(scheduler.rank), 0),
             world_size=int(size),
             local_rank=_number(environ.get(scheduler.local_rank), 0),
-            local_size=_number(environ.get(scheduler.local_size), 1),
+            local_size=_count(environ.get(scheduler.local_size), _number(environ.get(scheduler.node), 0)),
         )
     return Place(launcher="", rank=0, world_size=1, local_rank=0, local_size=1)
 
@@ -156,6 +159,22 @@ def interface(environ: Mapping[str, str] = os.environ) -> str:
 def ray_address(environ: Mapping[str, str] = os.environ) -> str:
     """Return the address of the Ray cluster that ``RAY_ADDRESS`` names, as under `ray job submit`; else empty."""
     return environ.get(RAY_ADDRESS, "")
+
+
+def slurm_nodes(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the nodes of the Slurm allocation that this process is in, as ``node[1-3]``; empty where it is in none."""
+    return environ.get(SLURM_NODES, "")
+
+
+def slurm_tasks(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """Return for how many tasks Slurm was asked, and for how many CPUs for each; 0 where it was not."""
+    return _number(environ.get("SLURM_NTASKS"), 0), _number(environ.get("SLURM_CPUS_PER_TASK"), 0)
+
+
+def ssh_address(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the address at which ssh has reached this host; empty where nobody has."""
+    connection = environ.get("SSH_CONNECTION", "").split()
+    return connection[2] if len(connection) == 4 else ""
 
 
 def own(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -273,6 +292,13 @@ def _boot_id() -> str:
 
 
 def _number(text: str | None, default: int) -> int:
-    """Return the leading number of `text`: Slurm writes ``2(x3)`` for two tasks on each of three nodes."""
-    digits = (text or "").partition("(")[0].partition(",")[0]
-    return int(digits) if digits.isdigit() else default
+    return int(text) if text and text.isdigit() else default
+
+
+def _count(text: str | None, node: int) -> int:
+    """Return the number that `text` has for `node`: ``2(x3),1`` is two on three nodes, then one."""
+    counts: list[str] = []
+    for part in (text or "").split(","):
+        count, _, times = part.partition("(x")
+        counts += [count] * _number(times.rstrip(")"), 1)
+    return _number(counts[min(node, len(counts) - 1)], 1)

@@ -8,12 +8,14 @@ which ranks find each other, go to the outpost. Ranks start when all hosts have 
 import contextlib
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from launch.worker import FAILED, PIPES
 
 HELLO_S = 25.0  # for a host to answer: what is wrong is to be said within half a minute
 _SSH_FAILED = 255
+_FILES = re.compile(r"exchange\.\d+\.(\d+)|report\.(\d+)\.json")
 _LOOPBACK = ("127.", "::1", "lo")
 _CHUNK_BYTES = 1 << 16
 _WORDS_BYTES = 2000
@@ -37,7 +40,8 @@ _WORDS_BYTES = 2000
 def main(argv: Sequence[str]) -> int:
     """Run the command ``argv[3:]`` for the ranks ``argv[0]``, on ``argv[1]``, one of ``argv[2]`` hosts."""
     ranks, workers = ranks_in(argv[0])
-    folder = Path(os.environ[env.JOB_DIR])
+    folder = env.job_dir()
+    assert folder is not None  # the supervisor says
     far = Far(ranks, workers, host=argv[1], hosts=int(argv[2]), folder=folder)
     try:
         with posix.caught_signals() as signals, _started(argv[3:]) as ssh:
@@ -71,6 +75,16 @@ class Far:
         self._shown: set[int] = set()  # ranks of which there is a record
         self._known: set[str] = set()  # files that the outpost has, or has left
         self._messages = Messages()
+        self._handlers: dict[str, Callable[..., None]] = {
+            "hello": self._on_hello,
+            "out": partial(self._pass_on, "out"),
+            "err": partial(self._pass_on, "err"),
+            "alive": self._on_alive,
+            "file": self._on_file,
+            "record": self._on_record,
+            "stacks": self._on_stacks,
+            "end": self._on_end,
+        }
         self._words = b""  # what ssh says, and the shell there
         self._has_answered = self._has_started = self._is_over = False
         self._code: int | None = None  # the outpost's last word
@@ -113,7 +127,7 @@ class Far:
     def _on_messages(self, data: bytes) -> None:
         self._is_over = not data
         for kind, *parts in self._messages.feed(data):
-            getattr(self, f"_on_{kind}")(*parts)
+            self._handlers[kind](*parts)
 
     def _on_words(self, data: bytes) -> None:
         self._words = (self._words + data)[-_WORDS_BYTES:]
@@ -145,17 +159,19 @@ class Far:
             raise LaunchError(f"host {self._host} {problem}")
         put(self._folder / f"host.{self._ranks[0]}", json.dumps([self._host, there["address"]]).encode())
 
-    def _on_out(self, rank: int, text: str) -> None:
-        self._pass_on("out", rank, text)
-
-    def _on_err(self, rank: int, text: str) -> None:
-        self._pass_on("err", rank, text)
-
     def _on_alive(self, rank: int, word: str) -> None:
         self._pass_on("alive", rank, word)
         os.close(self._pipes.pop(("alive", rank)))
 
     def _on_file(self, name: str, text: str) -> None:
+        """Leave a file in the job's folder, as one of the host's ranks would.
+
+        Raises:
+            LaunchError: it is no file of theirs: another host is not to write what it likes.
+        """
+        found = _FILES.fullmatch(name)
+        if found is None or int(found[1] or found[2]) not in self._ranks:
+            raise LaunchError(f"host {self._host} sends a file {name!r}, which is none of its ranks'")
         self._known.add(name)
         if name.startswith("report."):
             Report(**{**json.loads(text), "time_s": time.monotonic()}).write(self._folder)  # its clock is another
@@ -164,6 +180,7 @@ class Far:
 
     def _on_record(self, rank: int, text: str) -> None:
         """Show where a rank is, to those who look for it among the records of this host."""
+        assert rank in self._ranks
         put(self._folder / RECORD.format(rank), text.encode("latin-1"))
         if rank not in self._shown:
             self._shown.add(rank)
@@ -171,6 +188,7 @@ class Far:
             put(self._folder / PROXY.format(rank), str(os.getpid()).encode())
 
     def _on_stacks(self, rank: int, text: str) -> None:
+        assert rank in self._ranks
         put(self._folder / STACKS.format(rank), text.encode("latin-1"))
 
     def _on_end(self, code: int) -> None:

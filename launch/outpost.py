@@ -80,11 +80,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _address() -> str:
     """Return the address at which this host was reached, or what the user says; empty where nobody says."""
-    if env.interface():
-        return env.interface()
-    connection = os.environ.get("SSH_CONNECTION", "").split()
-    if len(connection) == 4:
-        return connection[2]
+    if address := env.interface() or env.ssh_address():
+        return address
     with contextlib.suppress(OSError):
         return socket.gethostbyname(socket.gethostname())
     return ""
@@ -124,8 +121,12 @@ class Outpost:
         os.set_blocking(1, False)  # a connection that is broken takes nothing more
         while not self._has_started and not self._is_lost:
             self._serve(TICK_S)
-        while len(self._spoken) < len(self._processes) and time.monotonic() < self._deadline_s:
+        while self._is_running and time.monotonic() < self._deadline_s:
             self._serve(TICK_S)
+        while self._serve(0):
+            pass
+        for rank in self._processes.keys() - self._spoken:
+            self._end(rank)
         for number in (signal.SIGTERM, signal.SIGKILL):
             posix.signal_family(number)
             posix.await_family(FAIL_S, but=())
@@ -159,6 +160,14 @@ class Outpost:
                 preexec_fn=posix.die_with_parent,
             )
 
+    @property
+    def _is_running(self) -> bool:
+        """Whether a worker runs; the exit code of the first that failed is noted."""
+        codes = [process.poll() for process in self._processes.values()]
+        code = next(filter(None, codes), 0)
+        self._code = self._code or (128 - code if code < 0 else code)
+        return None in codes
+
     def _serve(self, wait_s: float) -> bool:
         """Handle what has come, after waiting for it if need be; return whether there was anything."""
         events = self._selector.select(wait_s)
@@ -166,9 +175,6 @@ class Outpost:
             key.data(key.fd)
         if time.monotonic() > self._mirrored_s + TICK_S:
             self._mirror()
-        for rank, process in self._processes.items():
-            if rank not in self._spoken and process.poll() is not None and not events:
-                self._end(rank)
         if time.monotonic() > self._heard_s + LOST_S:
             self._lose()
         return bool(events)

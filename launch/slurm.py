@@ -83,10 +83,10 @@ def allocation(environ: Mapping[str, str]) -> Allocation:
     Raises:
         LaunchError: it tells of none, there is no Slurm here, or Slurm does not know the first node.
     """
-    nodes = environ.get("SLURM_JOB_NODELIST", "")
+    nodes = env.slurm_nodes(environ)
     if not nodes:
         raise LaunchError(
-            "--launcher slurm starts workers inside an allocation, and SLURM_JOB_NODELIST is not set: call it from a "
+            f"--launcher slurm starts workers inside an allocation, and {env.SLURM_NODES} is not set: call it from a "
             "script for sbatch, such as cluster/slurm/train.sbatch, or after salloc"
         )
     if shutil.which("srun") is None:
@@ -99,7 +99,7 @@ def allocation(environ: Mapping[str, str]) -> Allocation:
             f"node {names[0]} calls itself {address}, which means loopback here, where other nodes do not reach it: "
             f"mend its /etc/hosts, or say where rank 0 is to listen: {env.RENDEZVOUS}=host:port"
         )
-    tasks, cpus = (int(environ.get(name, "0")) for name in ("SLURM_NTASKS", "SLURM_CPUS_PER_TASK"))
+    tasks, cpus = env.slurm_tasks(environ)
     return Allocation(nodes=len(names), address=address, tasks=tasks, cpus=cpus)
 
 

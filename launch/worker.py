@@ -74,7 +74,7 @@ def serve(argv: Sequence[str]) -> tuple[Report, bool] | None:
         code = _exit_code(error)
         if code:
             report = _report(error, place, code, time_s)
-            is_told = _leave(report, folder)
+            is_told = _leave(report, folder) and alive is not None  # else there is a folder, and nobody who looks
             if alive is not None and not is_told:  # no room for it: the text alone, before the word that ends the job
                 sys.stderr.write(report.text)
                 sys.stderr.flush()

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from disttrain import env
 from disttrain.errors import ConfigError, LaunchError
 from launch import slurm, ssh
 from launch.job import Command, Job, as_shell
@@ -169,6 +170,21 @@ def test_a_dry_run_prints_lines_that_a_shell_runs(tmp_path, monkeypatch):
     assert "export DISTTRAIN_TRANSPORT=tcp" in text
     done = subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=True, env={"PATH": "/usr/bin:/bin"})
     assert sorted(done.stdout.splitlines()) == ["0 it's $a b *", "1 it's $a b *"]
+
+
+def test_a_rank_that_nobody_watches_tells_its_failure_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.py").write_text("raise ValueError('on purpose')\n")
+    text = as_shell(Job(workers=1, script="script.py", launcher="local"))
+    done = subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ValueError: on purpose" in done.stderr
+
+
+@pytest.mark.parametrize(("node", "tasks"), [(0, 2), (2, 2), (3, 1), (9, 1)])
+def test_each_node_of_a_step_has_its_own_number_of_tasks(node, tasks):
+    environ = {"SLURM_PROCID": "6", "SLURM_STEP_NUM_TASKS": "7", "SLURM_LOCALID": "0", "SLURM_NODEID": str(node)}
+    assert env.place({**environ, "SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}).local_size == tasks
 
 
 def test_a_dry_run_shows_no_secret(monkeypatch):

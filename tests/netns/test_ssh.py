@@ -114,7 +114,7 @@ def test_workers_meet_across_hosts_and_the_first_to_fail_is_named_with_its_host(
     assert {f"[{rank}] err {hosts.folder}" for rank in (0, 1)} <= set(done.stderr.splitlines())
     assert done.returncode == 1
     assert "rank 1 of 2 failed first, on host host1, exit code 1:\nTraceback" in done.stderr
-    assert done.stderr.endswith("ValueError: on purpose\nrank 1 of 2, host host1\n")
+    assert "\nValueError: on purpose\nrank 1 of 2, host host1\nMeanwhile rank 0: " in done.stderr
     assert hosts.left() == []
 
 

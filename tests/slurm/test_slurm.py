@@ -155,7 +155,10 @@ def test_a_preempted_job_comes_back(jobs):
 
 
 def test_a_job_whose_time_is_up_comes_back(jobs):
-    job = jobs.submit(HERE / "train.py", "limited", 150, options=["--time=1", "--signal=USR1@35"])
+    job = jobs.submit(HERE / "train.py", "limited", 1000, options=["--signal=USR1@120"])
+    jobs.wait(job, "epoch 3")
+    minutes = int(jobs.slurm("squeue", "-h", "-j", job, "-O", "TimeUsed:.20").split(":")[-2])
+    jobs.slurm("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes + 2}")  # 60 to 120 seconds are left
     jobs.wait(job, "ends with exit code 75: rank 0: received SIGUSR1")
     jobs.wait(job, "begins, restart 1")
     jobs.slurm("scancel", job)
