@@ -41,7 +41,7 @@ namespace {
 constexpr int64_t LINE = 64, SLOTS = 8;
 constexpr int64_t KIND_BITS = 6, COUNT_BITS = 36;
 constexpr int64_t MAIL_BYTES = 1 << 17, SHORT_BYTES = 1 << 11;
-constexpr int64_t PIECE_BYTES = 1 << 19;
+constexpr int64_t PIECE_BYTES = 1 << 20;
 
 // As in disttrain/comm/waiting.py, where it was measured.
 constexpr int64_t YIELD_NS = 1000000, SLEEP_NS = 50000;
