@@ -76,7 +76,7 @@ def cluster(request: Request, folder: Path) -> Iterator[None]:
         else:
             cpus = max(os.cpu_count() or 1, -(-request.workers * request.cpus // 1))
             ray.init("local", num_cpus=int(cpus), object_store_memory=_STORE_BYTES, _temp_dir=str(folder), **options)
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises that too, where a node does not start within half a minute
         if address:
             raise LaunchError(_no_cluster(address, error)) from error
         raise LaunchError(f"Ray cannot be started here: {error}") from error
