@@ -22,7 +22,7 @@ from disttrain import env, progress
 from disttrain.errors import PREEMPTED, LaunchError
 from disttrain.last_step import LastStep
 from disttrain.progress import Record
-from launch import memory, mpirun, posix, stacks
+from launch import leftovers, memory, mpirun, posix, stacks
 from launch.diagnosis import HUNG, hang_in_words, last_words, memory_in_words, others_in_words
 from launch.growth import Growth
 from launch.job import Command, Job, commands
@@ -144,6 +144,7 @@ class _Running:
         self._culprit: int | None = None
         self._found_s = _NEVER_S
         self._kills = memory.kills()
+        self._shared = leftovers.shared()
 
     def start(self, lines: list[Command], signals: int) -> None:
         """Start the job's processes; `signals` is a descriptor that carries those of this process."""
@@ -223,6 +224,7 @@ class _Running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 for process in self._processes:
                     process.wait(wait_s)
+        leftovers.remove(self._shared)
         while self._serve(0):
             pass
         for stream in self._streams:
