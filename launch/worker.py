@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from disttrain import env, progress
-from disttrain.errors import DeadRankError, Preempted
+from disttrain.errors import PREEMPTED, DeadRankError, Preempted
 from launch.report import Report
 from launch.watch import RECORD, STACKS
 
@@ -36,6 +36,8 @@ def main(argv: Sequence[str]) -> None:
     failure = serve(argv)
     if failure is not None:
         report, is_told = failure
+        if report.exit_code == PREEMPTED and report.rank and not is_told:
+            return  # a launcher elsewhere would end those that are not so far because of the code; rank 0 has it
         if not is_told:
             sys.stderr.write(report.text + ("" if report.text.endswith("\n") else "\n"))
         _end_job(report.exit_code, is_quiet=is_told)
@@ -70,6 +72,9 @@ def serve(argv: Sequence[str]) -> tuple[Report, bool] | None:
         _say(alive, BEREFT)  # and leave no report: it is the other's end that counts
         return _report(error, place, 128 + signal.SIGKILL, time.monotonic()), alive is not None
     except BaseException as error:
+        if isinstance(error, Preempted):  # what it was asked for may be asked again, by Slurm and by its srun
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_IGN)
         time_s = time.monotonic()
         code = _exit_code(error)
         if code:

@@ -1,8 +1,10 @@
 """The launchers of clusters are pure functions from a job to command lines, which `--dry-run` prints."""
 
+import os
 import shlex
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -179,6 +181,16 @@ def test_a_rank_that_nobody_watches_tells_its_failure_itself(tmp_path, monkeypat
     done = subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "ValueError: on purpose" in done.stderr
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_ranks_that_were_asked_to_end_out_of_reach_only_the_first_has_the_code(tmp_path, rank):
+    """srun ends all tasks when one ends with another code than 0, also those that have still something to say."""
+    (tmp_path / "script.py").write_text("import disttrain\nraise disttrain.errors.Preempted('received SIGTERM')\n")
+    place = {"DISTTRAIN_RANK": str(rank), "DISTTRAIN_WORLD_SIZE": "2"}
+    command = [sys.executable, "-P", "-m", "launch.worker", "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **place}, capture_output=True, check=False)
+    assert done.returncode == (0 if rank else 75)
 
 
 @pytest.mark.parametrize(("node", "tasks"), [(0, 2), (2, 2), (3, 1), (9, 1)])
