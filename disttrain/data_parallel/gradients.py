@@ -16,7 +16,7 @@ from disttrain.autodiff.backward import leaves
 from disttrain.autodiff.op import tracing
 from disttrain.backend import Array, get_array_module
 from disttrain.comm import Communicator
-from disttrain.comm.base import Pending
+from disttrain.comm.pending import DONE, Pending
 from disttrain.data_parallel.buckets import BUCKET_BYTES, Bucket, by_size, by_timeline, cut, sizes
 from disttrain.data_parallel.compression import Carrier, Compression, Part
 from disttrain.data_parallel.flat import FlatBuffer
@@ -163,6 +163,10 @@ class GradientSum:
         if self._scatters:
             return self.comm.start_reduce_scatter(bucket.gradient)
         if bucket.carrier is None or exactly:
+            if number == len(self.buckets) - 1 and self.comm.shares_memory:  # nothing is left to compute meanwhile
+                progress.at(Phase.BUCKET, number)
+                self.comm.all_reduce(bucket.gradient, name=bucket.name)
+                return DONE
             return self.comm.start_all_reduce(bucket.gradient, name=bucket.name)
         self._owes = self._owes or bucket.carrier.memory is not None
         return self.comm.start_all_reduce(bucket.gradient, wire=bucket.carrier.wire, name=bucket.name)

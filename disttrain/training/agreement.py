@@ -5,9 +5,8 @@ import hashlib
 import platform
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
@@ -24,8 +23,7 @@ T = TypeVar("T")
 _PACKAGE = Path(__file__).parent.parent
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fact:
+class Fact(NamedTuple):
     """Something that must be equal on all ranks.
 
     Attributes:
@@ -63,7 +61,7 @@ def together(comm: Communicator, action: Callable[[], T], facts: Callable[[T], l
         failure = error
     # Most often all is well, and three numbers show it: within a host they need no message.
     sign = _sign([fact.value for fact in described])
-    seen = comm.all_reduce(np.array([failure is not None, sign, -sign], np.float64), "max", name="what ranks agree on")
+    seen = comm.all_reduce(np.array([float(failure is not None), sign, -sign]), "max", name="what ranks agree on")
     failed, highest, lowest = seen.tolist()
     if failed:
         _raise_failure(comm, failure)
