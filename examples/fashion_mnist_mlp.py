@@ -17,6 +17,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=128, help="of the global batch, over all workers")
     parser.add_argument("--small", action="store_true", help="one epoch on 6,000 pictures, to see that it runs")
     parser.add_argument("--checkpoints", help="directory to save training in, and to go on from")
+    parser.add_argument("--reproducible", action="store_true", help="the same bits on any number of workers; tell them")
     args = parser.parse_args()
 
     dt.utils.set_random_seed(0)
@@ -44,10 +45,13 @@ def main():
         batch_size=args.batch_size,
         validation_data=(x_test, y_test),
         callbacks=callbacks,
+        reproducible=args.reproducible,
     )
     _, accuracy = model.evaluate(x_test, y_test, batch_size=1024)
     if dt.init().rank == 0:
         print(f"test accuracy {accuracy:.4f}")
+    if args.reproducible:
+        print(f"digest {dt.state_digest(model)}")
 
 
 if __name__ == "__main__":
