@@ -107,7 +107,7 @@ class Fit:
                     except DeadRankError as loss:
                         survive(self, loss)
                 self._call("on_train_end")
-                self.saver.wait()
+                self.saver.wait()  # for all ranks: so none leaves while others may need it to shrink
             except BaseException as error:
                 self.saver.leave(error)
                 raise
