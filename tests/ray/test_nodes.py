@@ -1,7 +1,6 @@
 """Clusters of several nodes: other hosts are told of like this one, and a node that is lost ends no job."""
 
 import re
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -57,7 +56,8 @@ EPOCHS = 4
 
 @pytest.mark.parametrize(("cpus", "lost"), [((1, 1), 1), ((0, 1, 1), None)], ids=["beside the supervisor", "elsewhere"])
 def test_a_job_that_loses_a_node_goes_on_from_its_last_step_to_the_same_bits(program, nodes, cpus, lost):
-    shutil.copy(Path(__file__).parents[1] / "chaos/restarted.py", program.folder)
+    text = (Path(__file__).parents[1] / "chaos/restarted.py").read_text()
+    program.script(text + "print('kept at', os.environ.get('DISTTRAIN_LAST_STEP'))\n", "restarted.py")
     address, cluster = nodes(*cpus)
     job = program.start(
         *("run", "-n", "2", "--launcher", "ray", "--address", address, "--max-restarts", "1", "--min-workers", "1"),
@@ -77,5 +77,6 @@ def test_a_job_that_loses_a_node_goes_on_from_its_last_step_to_the_same_bits(pro
     steps = [line.split()[0] for line in program.await_file("steps.0").splitlines()]
     again = steps[steps.index("pid", 1) + 1 :]  # by rank 0 of the second attempt
     assert again == [str(step) for step in range(int(goes_on[1]) + 1, 8 * EPOCHS + 1)]
+    assert ("kept at disttrain.ray.keeper//" in done.out) == (lost is None)
     alone = program.run("run", "restarted.py", str(EPOCHS))
     assert re.search("finished .*", done.out)[0] == re.search("finished .*", alone.out)[0]
