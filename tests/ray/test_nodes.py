@@ -57,7 +57,7 @@ EPOCHS = 4
 @pytest.mark.parametrize(("cpus", "lost"), [((1, 1), 1), ((0, 1, 1), None)], ids=["beside the supervisor", "elsewhere"])
 def test_a_job_that_loses_a_node_goes_on_from_its_last_step_to_the_same_bits(program, nodes, cpus, lost):
     text = (Path(__file__).parents[1] / "chaos/restarted.py").read_text()
-    program.script(text + "print('kept at', os.environ.get('DISTTRAIN_LAST_STEP'))\n", "restarted.py")
+    program.script("import os\nprint('kept at', os.environ.get('DISTTRAIN_LAST_STEP'))\n" + text, "restarted.py")
     address, cluster = nodes(*cpus)
     job = program.start(
         *("run", "-n", "2", "--launcher", "ray", "--address", address, "--max-restarts", "1", "--min-workers", "1"),
