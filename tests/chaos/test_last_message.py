@@ -24,6 +24,7 @@ class Note(dt.callbacks.Callback):
         self.dies_in = dies_in
         self.dies_at = 3 if comm.rank == comm.world_size - 1 else 0
         self.steps = self.epochs = 0
+        self.seen = []  # the steps of which it has heard here
 
     def on_train_batch_begin(self, batch):
         self.communicate("on_train_batch_begin")
@@ -31,6 +32,7 @@ class Note(dt.callbacks.Callback):
     def on_train_batch_end(self, batch, logs):
         self.communicate("on_train_batch_end")
         self.steps += 1
+        self.seen.append(self.model.optimizer.steps)
 
     def on_epoch_end(self, epoch, logs):
         self.epochs += 1
@@ -67,6 +69,7 @@ def train(comm, *, dies_in="", check_every=50, distribution=None):
     history = model.fit(
         x, x[:, :2], 6, EPOCHS, validation_split=0.2, verbose=0, callbacks=[note], reproducible=distribution is None
     )
+    assert note.seen == sorted(set(note.seen)), "a step that had ended was taken again"
     return dt.state_digest(model), history.history, note.state()
 
 

@@ -104,7 +104,7 @@ def test_same_bits_whichever_rank_is_killed(job, undisturbed, pauses_s, number):
         assert "disttrain: restart" not in done.err
         for notes in steps_of(job).values():
             for (before, _), (after, _) in itertools.pairwise(notes):
-                assert before <= after, (notes, done.err)  # that step was lost, and no other
+                assert before < after, (notes, done.err)  # no step that had ended was lost
         if "disttrain: more workers" not in done.err:  # as after 10 s
             pauses_s += [pause_s(job, *each) for each in kills_at]
     assert {int(step) for notes in steps_of(job).values() for step, _ in notes} == set(range(1, STEPS + 1))
