@@ -116,7 +116,7 @@ def pause_s(job, rank, at_s):
     That is, at the latest, the second after the last one that the rank has noted; each sleeps 0.1 s, which counts.
     """
     notes = steps_of(job)
-    first = notes[rank][-1][0] + 2
+    first = max((step for step, _ in notes[rank]), default=0) + 2
     ends_s = [[time_s for step, time_s in found if step >= first and time_s > at_s] for found in notes.values()]
     return max(times[0] for times in ends_s if times) - at_s
 
