@@ -224,7 +224,6 @@ class _Running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 for process in self._processes:
                     process.wait(wait_s)
-        leftovers.remove(self._shared)
         while self._serve(0):
             pass
         for stream in self._streams:
@@ -233,6 +232,7 @@ class _Running:
             sink.restore()
         self._selector.close()
         self._close_pipes()
+        leftovers.remove(self._shared)
 
     def verdict(self) -> Ending:
         """Return how the job ended; where it failed, the report says who was the first, where, and why."""
