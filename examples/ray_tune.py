@@ -62,9 +62,8 @@ def main():
             "storage": storage,
         }
         tuner = ray.tune.Tuner(
-            ray.tune.with_resources(
-                trial, {"memory": 100 << 20}
-            ),  # no CPU: its workers have some, and it waits for them
+            # no CPU: its workers have some, and it waits for them
+            ray.tune.with_resources(trial, {"memory": 100 << 20}),
             param_space=space,
             tune_config=ray.tune.TuneConfig(metric="val_accuracy", mode="max", max_concurrent_trials=2),
             run_config=ray.tune.RunConfig(storage_path=storage),

@@ -24,10 +24,8 @@ __all__ = ["PLACEMENTS", "DisttrainTrainer", "RankLostError", "Ranks", "Report",
 
 
 def __getattr__(name: str) -> Any:
-    if name not in (
-        "DisttrainTrainer",
-        "Report",
-    ):  # at their first use: they need Ray Train, and a job of ranks does not
+    # at their first use: they need Ray Train, and a job of ranks does not
+    if name not in ("DisttrainTrainer", "Report"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         return getattr(importlib.import_module(f"{__name__}.trainer"), name)
