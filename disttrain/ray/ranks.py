@@ -19,7 +19,7 @@ _PLACE_S = 20.0  # for Ray to find room: what is lacking is said within half a m
 _PLACE_ROUND_S = 1.0
 _LOOK_S = 0.1
 _SETTLE_S = 0.3  # after a failure: Ray knows by then of an actor whose death was the cause
-_SILENT_S = 0.7  # after a failure: a node that has not answered by then is the cause; the supervisor waits for a second
+_SILENT_S = 0.5  # after a failure: a node that has not answered by then is the cause; the supervisor waits for a second
 
 
 class RankLostError(CommError):

@@ -57,7 +57,7 @@ EPOCHS = 4
 @pytest.mark.parametrize(("cpus", "lost"), [((1, 1), 1), ((0, 1, 1), None)], ids=["beside the supervisor", "elsewhere"])
 def test_a_job_that_loses_a_node_goes_on_from_its_last_step_to_the_same_bits(program, nodes, cpus, lost):
     text = (Path(__file__).parents[1] / "chaos/restarted.py").read_text()
-    program.script("import os\nprint('kept at', os.environ.get('DISTTRAIN_LAST_STEP'))\n" + text, "restarted.py")
+    program.script("from disttrain import env\nprint('kept at', env.last_step())\n" + text, "restarted.py")
     address, cluster = nodes(*cpus)
     job = program.start(
         *("run", "-n", "2", "--launcher", "ray", "--address", address, "--max-restarts", "1", "--min-workers", "1"),
@@ -69,6 +69,7 @@ def test_a_job_that_loses_a_node_goes_on_from_its_last_step_to_the_same_bits(pro
     done = program.finish(job)
     assert done.exit_code == 0, done.err
     found = re.search(r"disttrain: rank (\d) of 2 failed first, on host \S+, exit code 137:\n(.*)", done.err)
+    assert found, done.err
     assert lost in (None, int(found[1]))
     words = f"was lost: Ray's node there, with rank(s) {found[1]} of this job, does not answer any more"
     assert words in found[2]
