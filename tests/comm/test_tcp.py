@@ -235,12 +235,15 @@ def test_a_rank_may_leave_while_others_go_on():
 
 def test_what_was_sent_before_a_rank_left_still_arrives():
     size = 100_000
+    is_sent = threading.Event()
 
     def work(comm):
         if comm.rank == 1:
+            is_sent.wait(10)
             comm.send(np.arange(size, dtype=np.int64), 0)
             return None
         comm.isend(np.ones(10), 1)  # which nobody there has read when it leaves
+        is_sent.set()
         time.sleep(0.2)
         return int(comm.recv(np.zeros(size, np.int64), 1).sum())
 
