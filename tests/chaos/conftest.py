@@ -51,3 +51,9 @@ def pytest_terminal_summary(terminalreporter, config):
     for row in rows if config.option.verbose > 0 else ():
         cells = (row.failure, row.phase, row.ranks, row.transport, f"{row.took_s:.1f}", row.said)
         terminalreporter.write_line(f"| {' | '.join(map(str, cells))} |")
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    """Return what a run prints that nobody disturbs; filled by the tests of a module."""
+    return {}

@@ -53,12 +53,6 @@ def trial(number):
     )
 
 
-@pytest.fixture(scope="session")
-def undisturbed():
-    """Return what a run prints that nobody disturbs; filled by the tests."""
-    return {}
-
-
 @pytest.fixture
 def job(program):
     """Return a program in whose folder are the training, and a launcher that has not always room."""

@@ -27,12 +27,6 @@ TRIALS = 60
 LATEST = 18  # step, in whose time a kill comes at the latest: the end of a job is no place to shrink
 
 
-@pytest.fixture(scope="session")
-def undisturbed():
-    """Return what a run prints that nobody disturbs; filled by the tests."""
-    return {}
-
-
 @pytest.fixture
 def job(program):
     """Return a program in whose folder the trainings are."""

@@ -25,12 +25,12 @@ MPICH = Mpi(mpiexec="/env/bin/mpiexec", flavour="mpich")
 
 
 def test_ssh_has_a_command_for_each_host_which_says_which_ranks_are_there():
-    first, second = ssh.own_commands(JOB, HOSTS, ["ssh", "-T"], {"DISTTRAIN_THREADS": "2"}, "/work/my folder")
+    first, second = ssh.own_commands(JOB, HOSTS, ["ssh", "-T"], {"DISTTRAIN_THREADS": "2"}, "/data/my folder")
     assert first.argv[:7] == ("/env/bin/python", "-P", "-m", "launch.far", "0-1/3", "node1", "2")
     assert first.argv[7:-1] == ("ssh", "-T", "node1")
     assert second.argv[4:-1] == ("2-2/3", "me@node2", "2", "ssh", "-T", "me@node2")
     folder, outpost = first.argv[-1].split(" && ")
-    assert shlex.split(folder) == ["cd", "/work/my folder"]
+    assert shlex.split(folder) == ["cd", "/data/my folder"]
     settings = ["DISTTRAIN_THREADS=2", "DISTTRAIN_TRANSPORT=tcp"]
     python = ["/env/bin/python", "-P", "-m", "launch.outpost"]
     assert shlex.split(outpost) == ["exec", "env", *settings, *python, "0-1/3", *JOB.worker[4:]]
