@@ -24,6 +24,7 @@ from typing import Any, Generic, ParamSpec
 
 import numpy as np
 
+from disttrain.autodiff import joining
 from disttrain.backend import Array
 from disttrain.errors import AutodiffError
 from disttrain.kernels.library import Launch
@@ -197,6 +198,9 @@ class Op(Generic[P]):
         flops: ``flops(made, *given, **attributes)`` counts the floating-point operations of a call, a multiplication
             and an addition being two, from what has the arrays' `shape` and `size`. By default one for each element
             of the largest array.
+        joined: its rule in `disttrain.autodiff.joining`; None: nobody has said, and no call of it is made for a part of
+            a batch while others are computed.
+        of_parts: of one that waits for others, the op that is given the arrays of several parts in its place.
     """
 
     def __init__(self, function: Callable[P, Array]) -> None:
@@ -211,6 +215,9 @@ class Op(Generic[P]):
         self.may_view = False  # whether its output may be its first argument's memory in another shape
         self.is_in_place = False  # whether it changes its first argument, and returns it
         self.is_collective = False  # whether it waits for others, who may compute meanwhile
+        self.is_placed = False  # whether its output depends on where in the batch its samples stand
+        self.joined: joining.Rule | None = None
+        self.of_parts: Op[Any] | None = None
         self.keeps_output = False
         self.asks_needs = False
         self._kept: tuple[bool, ...] = ()

@@ -60,11 +60,14 @@ class Plan:
     Args:
         trace: of the step.
         home: gives the array that the gradient of a parameter belongs in.
-        final: called with a parameter when its gradient is there.
+        final: called with a parameter when its gradient is there. Both are given the number of the part as well,
+            where several parts of a batch are computed together.
         meanwhile: called again and again from then on, between the calls of the step. With it, what is not needed for a
             gradient waits until it is needed, so that gradients are there early.
 
     Attributes:
+        trace: what it replays, in its order.
+        by_kernel: of each call, whether a kernel computes it.
         blocks: how the arena is used.
         arena_bytes: memory of all that the step computes.
         computed_bytes: what that would take if no two arrays shared a place.
@@ -74,14 +77,14 @@ class Plan:
         self,
         trace: Trace,
         *,
-        home: Callable[[Any], Array],
-        final: Callable[[Any], None],
+        home: Callable[..., Array],
+        final: Callable[..., None],
         meanwhile: Callable[[], None] | None = None,
     ) -> None:
         if meanwhile is not None:
             trace = copy.copy(trace)
             trace.calls = _late(trace.calls)
-        self._trace = trace
+        self.trace = trace
         self._base = _bases(trace)
         self._homes = self._find_homes(home)
         blocks = self._blocks()
@@ -89,7 +92,8 @@ class Plan:
         self.arena_bytes = _place(self.blocks)
         self.computed_bytes = sum(trace.seen[root].nbytes for root in blocks)
         self._arrays = self._materialize(blocks)
-        prepared = [list(self._prepare(call, home, final)) for call in trace.calls]
+        self.by_kernel = [False] * len(trace.calls)
+        prepared = [list(self._prepare(number, home, final)) for number in range(len(trace.calls))]
         if meanwhile is not None:
             first = next((i for i, call in enumerate(trace.calls) if call.op is None), len(prepared))
             for steps in prepared[first + 1 :]:
@@ -103,7 +107,7 @@ class Plan:
             np.copyto(self._arrays[number], array)
         for function, args in self._steps:
             function(*args)
-        return [self._arrays[number] for number in self._trace.outputs]
+        return [self._arrays[number] for number in self.trace.outputs]
 
     def times_s(self, runs: int) -> list[float]:
         """Return the shortest time that each call took, in the order of `rows`, over `runs` runs on the last inputs.
@@ -113,7 +117,7 @@ class Plan:
         shortest = [float("inf")] * len(self._counts)
         for _ in range(runs):
             steps = iter(self._steps)
-            for number, (call, count) in enumerate(zip(self._trace.calls, self._counts, strict=True)):
+            for number, (call, count) in enumerate(zip(self.trace.calls, self._counts, strict=True)):
                 begin = time.perf_counter()
                 for function, args in itertools.islice(steps, count):
                     if call.op is not None or function is np.copyto:
@@ -123,10 +127,10 @@ class Plan:
 
     def rows(self) -> Iterator[Row]:
         """Yield the calls."""
-        for call in self._trace.calls:
-            given = [self._trace.seen[a] if isinstance(a, int) else a.value for a in call.args]
+        for call in self.trace.calls:
+            given = [self.trace.seen[a] if isinstance(a, int) else a.value for a in call.args]
             arguments = ", ".join(str(a.shape) if isinstance(a, Seen) else repr(a) for a in given)
-            made = self._trace.seen[call.output]
+            made = self.trace.seen[call.output]
             if call.op is None:
                 yield Row("gradient of " + call.parameter.name, arguments, "", 0, 0, "final")
             elif call.output in self._base:
@@ -141,32 +145,38 @@ class Plan:
             number = self._base[number]
         return number
 
-    def _find_homes(self, home: Callable[[Any], Array]) -> dict[int, Array]:
+    def _find_homes(self, home: Callable[..., Array]) -> dict[int, Array]:
         """Return the arrays that are computed right where a gradient belongs: nobody needs them afterwards.
 
-        Nor does anybody else write there before the gradient is final: that could be while a collective waits.
+        Nor does anybody else write there before the gradient is final: that could be while a collective waits, or when
+        another part's gradient is delivered.
         """
-        last_use = {self._root(a): i for i, c in enumerate(self._trace.calls) for a in c.args if isinstance(a, int)}
-        made = {c.output: i for i, c in enumerate(self._trace.calls) if c.op is not None}
-        waits = list(itertools.accumulate(c.op is not None and c.op.is_collective for c in self._trace.calls))
-        deliveries = Counter(self._root(c.output) for c in self._trace.calls if c.op is None)
+        last_use = {self._root(a): i for i, c in enumerate(self.trace.calls) for a in c.args if isinstance(a, int)}
+        made = {c.output: i for i, c in enumerate(self.trace.calls) if c.op is not None}
+        waits = list(itertools.accumulate(c.op is not None and c.op.is_collective for c in self.trace.calls))
+        deliveries = Counter(self._root(c.output) for c in self.trace.calls if c.op is None)
         homes: dict[int, Array] = {}
-        for i, call in enumerate(self._trace.calls):
+        last: dict[int, int] = {}  # delivery of each parameter
+        for i, call in enumerate(self.trace.calls):
             root = self._root(call.output)
+            before = last.get(id(call.parameter), -1)
+            if call.op is None:
+                last[id(call.parameter)] = i
             if (
                 call.op is None
                 and deliveries[root] == 1
                 and last_use[root] == i
-                and self._trace.seen[root].array is None
+                and self.trace.seen[root].array is None
                 and self._is_reshaped(call.output)
                 and waits[made[root]] == waits[i]
+                and before < made[root]
             ):
-                homes[root] = home(call.parameter).reshape(self._trace.seen[root].shape)
+                homes[root] = home(*_delivered(call)).reshape(self.trace.seen[root].shape)
         return homes
 
     def _is_reshaped(self, number: int) -> bool:
         """Return whether an array holds what the array does that it is a view of, in the same order."""
-        reshaped = {call.output for call in self._trace.calls if call.op is reshape}
+        reshaped = {call.output for call in self.trace.calls if call.op is reshape}
         while number in self._base and number in reshaped:
             number = self._base[number]
         return number not in self._base
@@ -174,13 +184,13 @@ class Plan:
     def _blocks(self) -> dict[int, Block]:
         """Return the memory of each array that is computed into the arena."""
         blocks: dict[int, Block] = {}
-        last_use = {self._root(a): i for i, c in enumerate(self._trace.calls) for a in c.args if isinstance(a, int)}
-        last_use.update({self._root(number): len(self._trace.calls) for number in self._trace.outputs})
-        for i, call in enumerate(self._trace.calls):
+        last_use = {self._root(a): i for i, c in enumerate(self.trace.calls) for a in c.args if isinstance(a, int)}
+        last_use.update({self._root(number): len(self.trace.calls) for number in self.trace.outputs})
+        for i, call in enumerate(self.trace.calls):
             number = call.output
             if call.op is None or call.op.is_in_place or number in self._base or number in self._homes:
                 continue
-            seen = self._trace.seen[number]
+            seen = self.trace.seen[number]
             block = self._written_over(call, i, blocks, last_use)
             if block is None:
                 block = Block(size=-(-seen.nbytes // _ALIGNMENT) * _ALIGNMENT, first=i, last=i)
@@ -191,43 +201,45 @@ class Plan:
     def _written_over(self, call: TracedCall, at: int, blocks: dict[int, Block], last: dict[int, int]) -> Any:
         """Return the block of an argument that nobody needs after this elementwise call, or None."""
         assert call.op is not None
-        seen = self._trace.seen[call.output]
+        seen = self.trace.seen[call.output]
         for arg in call.args if call.op.is_elementwise else ():
             if isinstance(arg, int) and arg in blocks and last[arg] == at:
-                given = self._trace.seen[arg]
+                given = self.trace.seen[arg]
                 if given.shape == seen.shape and given.dtype == seen.dtype:
                     return blocks[arg]
         return None
 
     def _materialize(self, blocks: dict[int, Block]) -> dict[int, Any]:
         """Return all arrays: given ones, those in the arena and in gradients, and views of them."""
-        arrays: dict[int, Any] = {n: seen.array for n, seen in enumerate(self._trace.seen) if seen.array is not None}
-        arrays.update({n: np.empty_like(arrays[n]) for n in range(self._trace.inputs)})
+        arrays: dict[int, Any] = {n: seen.array for n, seen in enumerate(self.trace.seen) if seen.array is not None}
+        arrays.update({n: np.empty_like(arrays[n]) for n in range(self.trace.inputs)})
         arrays.update(self._homes)
         arena = _aligned(self.arena_bytes)
         for number, block in blocks.items():
-            seen = self._trace.seen[number]
+            seen = self.trace.seen[number]
             raw = arena[block.offset : block.offset + seen.nbytes]
             arrays[number] = raw.view(seen.dtype).reshape(seen.shape)
-        for call in self._trace.calls:
+        for call in self.trace.calls:
             if call.op is not None and call.output in self._base:
                 arrays[call.output] = call.op.function(arrays[self._base[call.output]], **call.attributes)
         return arrays
 
     def _prepare(
-        self, call: TracedCall, home: Callable[[Any], Array], final: Callable[[Any], None]
+        self, number: int, home: Callable[..., Array], final: Callable[..., None]
     ) -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]:
-        """Yield what is to be called for `call`: nothing for a view."""
+        """Yield what is to be called for a call: nothing for a view."""
+        call = self.trace.calls[number]
         args = tuple(self._arrays[a] if isinstance(a, int) else a.value for a in call.args)
         if call.op is None:
             if call.output not in self._homes:
-                yield np.copyto, (home(call.parameter), args[0])
-            yield final, (call.parameter,)
+                yield np.copyto, (home(*_delivered(call)), args[0])
+            yield final, _delivered(call)
         elif call.op.is_in_place:
             yield partial(call.op.function, **call.attributes), args
         elif call.output not in self._base:
             out = self._arrays[call.output]
             launch = call.op.launcher(*args, out=out, **call.attributes) if call.op.launcher else None
+            self.by_kernel[number] = launch is not None
             if launch is not None:
                 yield launch.function, launch.args
             elif call.op.writer is None:
@@ -260,6 +272,11 @@ def _keeps_its_place(call: TracedCall) -> bool:
 def _needs(call: TracedCall, other: TracedCall) -> bool:
     """Return whether `call` is given what `other` makes."""
     return call.output == other.output if call.op is None else other.output in call.args
+
+
+def _delivered(call: TracedCall) -> tuple[Any, ...]:
+    """Return what says which gradient a delivery is."""
+    return (call.parameter,) if call.part is None else (call.parameter, call.part)
 
 
 def _compute(out: Array, function: Callable[..., Array], attributes: dict[str, Any], *args: Any) -> None:

@@ -22,13 +22,18 @@ class Constant:
 
 @dataclass(frozen=True, kw_only=True)
 class TracedCall:
-    """A call: its arguments and its output are numbers of arrays; or, for `op` None, a delivery."""
+    """A call: its arguments and its output are numbers of arrays; or, for `op` None, a delivery.
+
+    Attributes:
+        part: of the batch whose gradient is delivered, where several are computed together.
+    """
 
     op: Op[Any] | None
     args: tuple[int | Constant, ...]
     attributes: dict[str, Any]
     output: int
     parameter: Any = None
+    part: int | None = None
 
 
 @dataclass

@@ -124,6 +124,15 @@ def _(g: Array, _y: Array, _x: Array, *, comm: Summed) -> tuple[Array, ...]:
 
 
 @op
+def _total_of(*parts: Array, comm: Any) -> Array:
+    """Return the sum of what several parts, all of this rank, and the other ranks give to `total`."""
+    return comm.total([get_array_module(part).array(part) for part in parts])
+
+
+total.of_parts = _total_of
+
+
+@op
 def _gather_rows(x: Array, *, length: int, comm: Communicator) -> Array:
     """Return the rows of all ranks one after the other, `length` in all, divided as `reduce_scatter` divides them."""
     bounds = chunk_bounds(length, comm.world_size)
@@ -263,5 +272,17 @@ def _back(tag: int) -> int:
     return (tag + _TAGS) % USER_TAGS
 
 
-for _op in (total, _gather_rows, _scatter_rows, _broadcast, _reduce, _send, _recv, _send_recv, _after, _origin):
+for _op in (
+    total,
+    _total_of,
+    _gather_rows,
+    _scatter_rows,
+    _broadcast,
+    _reduce,
+    _send,
+    _recv,
+    _send_recv,
+    _after,
+    _origin,
+):
     _op.is_collective = True

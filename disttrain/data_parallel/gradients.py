@@ -96,7 +96,7 @@ class GradientSum:
         reached = {loss, *leaves(loss)} if loss.requires_grad else set()  # a parameter may be the loss itself
         unused = [p for p in self._view_of if p not in reached]
         for parameter in unused:
-            self.deliver(parameter, 0)
+            self.deliver(parameter, get_array_module(parameter.data).zeros_like(parameter.data))
         if unused and not self._warned:
             self._warned = True
             log.warning(
@@ -126,7 +126,7 @@ class GradientSum:
             if trace is not None:
                 trace.refuse("the loss depends on a Tensor that is no weight of the model")
             return
-        if trace is not None and hasattr(gradient, "dtype"):
+        if trace is not None:
             trace.deliver(parameter, gradient)
         self.home(parameter)[...] = gradient
         self.final(parameter)

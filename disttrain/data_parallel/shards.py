@@ -26,7 +26,7 @@ class ShardSum(GradientSum):
         comm: the ranks.
         buffers: where the parameters lie.
         run: the shards of this rank.
-        current: returns which of them is computed, counted from 0.
+        current: returns which of them is computed, counted from 0; None: all together.
         bucket_bytes: least size of a bucket, but the last; None: 4 MiB.
         steps: as of `GradientSum`; what is kept in between are sums, whose bits do not depend on the ranks.
 
@@ -36,13 +36,14 @@ class ShardSum(GradientSum):
 
     keeps_sums = True
     layout: Layout
+    _last: int  # shard of this rank
 
     def __init__(
         self,
         comm: Communicator,
         buffers: Sequence[FlatBuffer],
         run: range,
-        current: Callable[[], int],
+        current: Callable[[], int | None],
         *,
         bucket_bytes: int | None = None,
         steps: int = 1,
@@ -67,12 +68,14 @@ class ShardSum(GradientSum):
 
     def begin(self) -> None:
         """Expect a gradient of every parameter from every shard."""
-        if self._current() == 0:
+        # a rank has one without samples, where it has none
+        self._last = len(self.layout.shards(self.comm.rank)) - 1
+        if not self._current():
             super().begin()
 
-    def home(self, parameter: Tensor) -> Array:
-        """Return where the gradient of a parameter in this shard lies."""
-        return self._views[self._depths[self._current()]][parameter]
+    def home(self, parameter: Tensor, shard: int | None = None) -> Array:
+        """Return where the gradient of a parameter in a shard lies; None: in the one that is computed."""
+        return self._views[self._depths[self._shard(shard)]][parameter]
 
     def parts(self, parameter: Tensor) -> list[Array]:
         """Return the sums of the subtrees of shards that are open, and what stands where none is."""
@@ -85,21 +88,21 @@ class ShardSum(GradientSum):
             for flat in flats:
                 flat[...] = 0
 
-    def final(self, parameter: Tensor) -> None:
-        """Add a gradient to those that it completes; after the last shard's, sum up over the ranks."""
-        shard = self._current()
-        depth = self._depths[shard]
-        with np.errstate(over="ignore", invalid="ignore"):  # it shows in the result, on all ranks
-            for _ in range(self._joins[shard]):
-                left = self._views[depth - 1][parameter]
-                left += self._views[depth][parameter]
-                depth -= 1
-        if self._is_last():
+    def final(self, parameter: Tensor, shard: int | None = None) -> None:
+        """Add a shard's gradient to those that it completes; after the last shard's, sum up over the ranks."""
+        shard = self._shard(shard)
+        if self._joins[shard]:
+            depth = self._depths[shard]
+            with np.errstate(over="ignore", invalid="ignore"):  # it shows in the result, on all ranks
+                for left in range(depth - 1, depth - 1 - self._joins[shard], -1):
+                    np.add(self._views[left][parameter], self._views[left + 1][parameter], self._views[left][parameter])
+        if shard >= self._last:
             super().final(parameter)
 
     def finish(self) -> None:
         """After the last shard, wait until all buckets are summed up over the ranks."""
-        if self._is_last():
+        shard = self._current()
+        if shard is None or shard >= self._last:
             super().finish()
 
     def start(self, number: int, *, exactly: bool = True) -> Pending:
@@ -108,10 +111,10 @@ class ShardSum(GradientSum):
         nodes = [slices[number] for slices in self._slices[:sums]]
         return self.comm.start_shard_sum(nodes, self.buckets[number].gradient, self.layout)
 
-    def _is_last(self) -> bool:
-        return (
-            self._current() >= len(self.layout.shards(self.comm.rank)) - 1
-        )  # one without samples, where there is none
+    def _shard(self, shard: int | None) -> int:
+        number = self._current() if shard is None else shard
+        assert number is not None
+        return number
 
 
 def shard_total(comm: Communicator, layout: Layout, parts: Sequence[Array], like: Array) -> Array:

@@ -319,7 +319,7 @@ class Model(Layer):
         if ranks.rank != 0:
             return
         replica = self._replicas.get(ranks)
-        plans = {} if replica is None else replica.steps[0].training.plans
+        plans = {} if replica is None else replica.plans
         if to_file is None:
             show_plans(plans)
         else:

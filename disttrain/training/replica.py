@@ -10,6 +10,7 @@ import numpy as np
 
 from disttrain import progress
 from disttrain.autodiff import Tensor
+from disttrain.autodiff.plan import Plan
 from disttrain.backend import Array, to_host
 from disttrain.checkpoint import digest
 from disttrain.comm import Communicator
@@ -128,6 +129,11 @@ class Replica:
         self.witness = asked(comm)
         self.shapes: list[tuple[int, ...]] = []
         self.votes: list[float] = []
+
+    @property
+    def plans(self) -> dict[Any, Plan]:
+        """The plans of a training step, by the shapes that they are for."""
+        return self._sharded.plans if self._sharded else self.steps[0].training.plans
 
     @witnessed
     def train(self, batch: Batch, votes: Sequence[float] = ()) -> Sums:

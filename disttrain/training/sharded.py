@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.autodiff.plan import Plan
+from disttrain.autodiff.together import together
 from disttrain.backend import Array
 from disttrain.comm import Communicator
 from disttrain.comm.canonical import Layout
@@ -61,11 +63,16 @@ class Sharded:
         self._runs = tuple(range(part.start, part.stop) for part in parts)
         self._run = self._runs[comm.rank]
         self._turns = Turns(self._total_of)
-        self.gradients = ShardSum(
-            comm, buffers, self._run, lambda: self._turns.number, bucket_bytes=bucket_bytes, steps=steps
-        )
+        self.gradients = ShardSum(comm, buffers, self._run, self._number, bucket_bytes=bucket_bytes, steps=steps)
+        self._is_together = False  # whether all shards of this rank are computed at once
+        self._plans: dict[Plan, Plan | None] = {}  # of all shards of this rank, by that of its first
         self.steps = [StaticStep(model, loss, self.gradients, static) for _ in self._run or [0]]
         self._layouts: dict[int, Layout] = {}
+
+    @property
+    def plans(self) -> dict[Any, Plan]:
+        """The plans of a step, by the shapes of a shard: of all shards of this rank, or else of one."""
+        return {key: self._plans.get(one) or one for key, one in self.steps[0].training.plans.items()}
 
     def train(self, batch: Batch, step: Step) -> tuple[Sums, Sums]:
         """Compute the gradients of a global batch, of which `batch` is this rank's part.
@@ -75,8 +82,12 @@ class Sharded:
         """
         self.gradients.layout = self._layout(batch)
         step = replace(step, total=total_over(self))
-        parts = enumerate(self._cut(batch))
-        sums = self._turns.run([partial(self._train, number, part, step) for number, part in parts])
+        parts = self._cut(batch)
+        plan = self._plan(parts)
+        if plan is not None:
+            sums = self._train_together(plan, batch, parts, step)
+        else:
+            sums = self._turns.run([partial(self._train, number, part, step) for number, part in enumerate(parts)])
         own = np.sum(sums, axis=0)
         return own, self._summed(sums, self.gradients.layout)
 
@@ -107,10 +118,41 @@ class Sharded:
         array[...] = self._turns.sum(array)
         return array
 
+    def total(self, parts: list[Array]) -> Array:
+        """Return the sum of `parts`, one of each shard of this rank, and of what other ranks give; overwrites them."""
+        return self._summed(parts, self.gradients.layout)
+
+    def _plan(self, parts: list[Batch]) -> Plan | None:
+        """Return the plan that computes all shards of this rank at once, if there is one to rely on."""
+        one = self.steps[0].plan(parts[0])
+        if one is None or len(parts) == 1 or len({len(part.x) for part in parts}) > 1:
+            return None
+        if one not in self._plans:
+            gradients = self.gradients
+            delivery = {"home": gradients.home, "final": gradients.final, "meanwhile": gradients.meanwhile}
+            self._plans[one] = together(one, len(parts), **delivery)
+        return self._plans[one]
+
+    def _train_together(self, plan: Plan, batch: Batch, parts: list[Batch], step: Step) -> list[Sums]:
+        """Compute all shards of this rank at once; return what each adds to the sums of loss and metrics."""
+        self._is_together = True
+        try:
+            with running(replace(step, first=batch.first)):
+                self.gradients.begin()
+                outputs = plan.run([batch.x, batch.y])
+                self.gradients.finish()
+        finally:
+            self._is_together = False
+        each = len(outputs) // len(parts)
+        return [self.measure(part, *outputs[n * each : (n + 1) * each]) for n, part in enumerate(parts)]
+
     def _train(self, number: int, part: Batch, step: Step) -> Sums:
         with running(replace(step, first=part.first, keeps=number == 0)):
             outputs = self.steps[number].train(part)
         return self.measure(part, *outputs)
+
+    def _number(self) -> int | None:
+        return None if self._is_together else self._turns.number
 
     def _total_of(self, parts: list[Array]) -> Array:
         return self._summed(parts, self.gradients.layout).copy()  # `parts` are arrays that computations go on with

@@ -54,6 +54,29 @@ def test_a_plan_gives_the_bits_of_eager_steps(world_size):
     assert [r[2] for r in eager] == [0] * world_size
 
 
+class Unused(dt.Model):
+    """A layer whose outputs nobody uses, beside one whose outputs are the model's."""
+
+    def __init__(self):
+        super().__init__()
+        self.flat = L.Flatten()
+        self.idle = L.Dense(5)
+        self.head = L.Dense(4, activation="softmax")
+
+    def call(self, x):
+        x = self.flat(x)
+        self.idle(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("how", [{}, {"shards": 2}], ids=["plain", "in shards"])
+def test_a_weight_without_a_gradient_stays_as_it_is(how):
+    planned = threads.run(2, train, True, make=Unused, **how)
+    eager = threads.run(2, train, False, make=Unused, **how)
+    assert [r[:2] for r in planned] == [r[:2] for r in eager]
+    assert [r[2] for r in planned] == [2, 2]
+
+
 def dense(outputs, activation):
     return lambda: dt.Sequential([L.Flatten(input_shape=(8, 8, 1)), L.Dense(outputs, activation=activation)])
 

@@ -3,6 +3,7 @@
 import math
 
 from disttrain.autodiff.composite import composite
+from disttrain.autodiff.joining import each, elementwise, nowhere
 from disttrain.autodiff.op import op
 from disttrain.autodiff.ops.elementwise import cast, sigmoid, tanh, where
 from disttrain.autodiff.ops.erf import erf
@@ -33,6 +34,8 @@ def gelu(x: Array, *, approximate: bool = False) -> Array:
 
 gelu.kernel(kernels.gelu)
 gelu.gradient(0).kernel(kernels.gelu_gradient)
+gelu.joined = each(0)
+gelu.gradient(0).joined = each(2, 0, 1)
 
 
 def silu(x: Array) -> Array:
@@ -83,3 +86,7 @@ def leaky_relu(x: Array, *, negative_slope: float = 0.2) -> Array:
 @leaky_relu.vjp
 def _(g: Array, _y: Array, x: Array, *, negative_slope: float = 0.2) -> tuple[Array, ...]:
     return (where(x > 0, g, g * negative_slope),)
+
+
+leaky_relu.joined = elementwise
+softplus.joined = elu.joined = nowhere

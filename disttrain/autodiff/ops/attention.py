@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from disttrain.autodiff.composite import composite
+from disttrain.autodiff.joining import Axes, Joined
 from disttrain.autodiff.op import Recorded, array_of
 from disttrain.autodiff.ops.elementwise import add, cast, multiply, subtract
 from disttrain.autodiff.ops.matrix import matmul
@@ -77,6 +78,20 @@ _attention_of_heads.gradient(0, 1, 2).flops = lambda _made, _g, _y, query, key, 
 )
 _attention_of_heads.kernel(kernels.attention_of_heads)
 _attention_of_heads.gradient(0, 1, 2).kernel(kernels.attention_of_heads_gradients)
+
+
+def _joined(axes: Axes, made: Array, *given: Array, **_attributes: Any) -> Joined:
+    """Return the rule's answer for samples that are joined; what comes last is the mask, which may be one for all."""
+    *tensors, mask = given
+    if any(axis not in (0, None) for axis in axes) or len(made.shape) != (3 if len(tensors) == 3 else 4):
+        return None
+    masked = 0 if mask is not None and len(mask.shape) == 4 and (axes[-1] == 0 or mask.shape[0] != 1) else None
+    if axes[-1] is not None and masked is None:
+        return None
+    return len(made.shape) - 3, (*(None if x is None else 0 for x in tensors), masked)
+
+
+_attention_of_heads.joined = _attention_of_heads.gradient(0, 1, 2).joined = _joined
 
 
 def attention_weights(query: Array, key: Array, *, mask: Array | None = None, causal: bool = False) -> Array:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from disttrain.autodiff.joining import each, nowhere
 from disttrain.autodiff.op import op
 from disttrain.autodiff.ops.elementwise import _where_positive
 from disttrain.autodiff.ops.reduction import sum
@@ -105,6 +106,8 @@ def conv2d_kernel(x: Array, g: Array, *, size: Pair, strides: Pair = (1, 1), pad
 conv2d.kernel(convolution.conv2d)
 conv2d_input.kernel(convolution.conv2d_input)
 conv2d_kernel.kernel(convolution.conv2d_kernel)
+conv2d.joined = conv2d_input.joined = each(0, inner=3)
+conv2d_kernel.joined = nowhere
 
 
 def _flops(y: Array, kernel: Array) -> int:

@@ -1,8 +1,11 @@
 """Elementwise ops. Arguments broadcast as in NumPy; backward sums a cotangent to its argument's shape itself."""
 
+from typing import Any
+
 import numpy as np
 
-from disttrain.autodiff.op import op
+from disttrain.autodiff.joining import elementwise, nowhere
+from disttrain.autodiff.op import Op, op
 from disttrain.autodiff.ops.shape import sum_to
 from disttrain.backend import Array, get_array_module
 from disttrain.kernels import elementwise as kernels
@@ -349,6 +352,18 @@ for _op, _ufunc in (
     (greater_equal, np.greater_equal),
 ):
     _op.into(_ufunc)
+
+
+_EXACT: tuple[Op[Any], ...] = (
+    add, subtract, multiply, divide, negative, sqrt, abs, sign, maximum, minimum, clip, relu, _where_positive, where,
+    cast, equal, not_equal, less, less_equal, greater, greater_equal,
+)  # fmt: skip
+_ROUNDED: tuple[Op[Any], ...] = (power, exp, log, log1p, tanh, sigmoid)  # perhaps otherwise at an array's end
+
+for _each in _EXACT:
+    _each.joined = elementwise
+for _each in _ROUNDED:
+    _each.joined = nowhere
 
 
 @relu.into

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.autodiff.joining import each, nowhere
 from disttrain.autodiff.op import op
 from disttrain.backend import Array, get_array_module, to_host
 from disttrain.errors import DataError
@@ -66,6 +67,10 @@ def _(g: Array, indices: Array, *, rows: int, out: Array | None = None) -> Launc
 @_embedding_table.vjp
 def _(h: Array, _y: Array, _g: Array, indices: Array, *, rows: int) -> tuple[Array, ...]:
     return embedding(indices, h), None
+
+
+embedding.joined = each(0)
+_embedding_table.joined = nowhere
 
 
 def _checked(compute: Any, indices: Array, rows: int, name: str, *args: Any) -> None:

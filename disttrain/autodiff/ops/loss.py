@@ -1,6 +1,7 @@
 """Losses per sample, as composites of ops: their gradients follow from their definitions."""
 
 from disttrain.autodiff.composite import composite
+from disttrain.autodiff.joining import each
 from disttrain.autodiff.ops.elementwise import abs, exp, log1p, relu
 from disttrain.autodiff.ops.reduction import mean, sum
 from disttrain.autodiff.ops.shape import pick
@@ -33,6 +34,11 @@ def sparse_softmax_cross_entropy(logits: Array, labels: Array) -> Array:
 
 sparse_softmax_cross_entropy.kernel(kernels.sparse_softmax_cross_entropy)
 sparse_softmax_cross_entropy.gradient(0).kernel(kernels.sparse_softmax_cross_entropy_gradient)
+
+
+for _op in (softmax_cross_entropy, sparse_softmax_cross_entropy):
+    _op.joined = each(0, 1, inner=1)
+    _op.gradient(0).joined = each(2, 0, 1, 3, inner=1)
 
 
 def sigmoid_cross_entropy(logits: Array, targets: Array) -> Array:

@@ -1,5 +1,6 @@
 """Matrix products."""
 
+from disttrain.autodiff.joining import Axes, Joined, each
 from disttrain.autodiff.op import op
 from disttrain.autodiff.ops.elementwise import _where_positive
 from disttrain.autodiff.ops.shape import reshape, transpose
@@ -81,6 +82,16 @@ def _of_factors(g: Array, a: Array, b: Array, needs: tuple[bool, ...]) -> tuple[
         a = reshape(a, shape=(-1, a.shape[-1]))
         g = reshape(g, shape=(-1, g.shape[-1]))
     return ga, _matmul(_swap(a), g)
+
+
+def _joined(axes: Axes, made: Array, a: Array, b: Array) -> Joined:
+    if axes[1] is None:
+        return each(0, inner=1)(axes, made, a, b) if len(b.shape) == 2 else None
+    return each(0, 1, inner=2)(axes, made, a, b) if axes[0] == axes[1] and len(a.shape) == len(b.shape) else None
+
+
+_matmul.joined = _joined
+dense.joined = each(0, inner=1)
 
 
 def _flops(made: Array, a: Array, *_others: Array, **_attributes: object) -> int:

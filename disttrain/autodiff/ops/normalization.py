@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 from disttrain.autodiff.composite import composite
+from disttrain.autodiff.joining import each, nowhere
 from disttrain.autodiff.op import array_of, no_grad, op
 from disttrain.autodiff.ops.elementwise import add, cast, divide, multiply, sqrt, subtract
 from disttrain.autodiff.ops.reduction import mean as mean_over
@@ -168,6 +169,10 @@ for _op, _kernel in (
 ):
     _op.kernel(_kernel)
 
+batch_norm.joined = each(0, inner=1)
+_batch_norm_input.joined = each(0, 1, inner=1)
+_channel_sums.joined = _square_sums.joined = _cotangent_sums.joined = nowhere
+
 
 def _with_count(x: Array, *values: Array) -> Array:
     """Return the sums over all axes of `values` but the last, and the count of rows of `x`, in one array of float64."""
@@ -198,3 +203,6 @@ def layer_norm(x: Array, gamma: Array, beta: Array, *, epsilon: float) -> Array:
 layer_norm.kernel(layer_kernels.layer_norm)
 layer_norm.gradient(0).kernel(layer_kernels.layer_norm_input)
 layer_norm.gradient(1, 2).kernel(layer_kernels.layer_norm_scale)
+layer_norm.joined = each(0, inner=1)
+layer_norm.gradient(0).joined = each(2, 0, 1, inner=1)
+layer_norm.gradient(1, 2).joined = nowhere

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from disttrain.autodiff.joining import each, nowhere
 from disttrain.autodiff.op import array_of, op
 from disttrain.autodiff.ops.conv import Padding, Pair, _shifts, output_size
 from disttrain.backend import Array, get_array_module
@@ -104,6 +105,11 @@ _spread.kernel(pooling.spread)
 @_spread.vjp
 def _(h: Array, _y: Array, _g: Array, *, shape: tuple[int, ...], **window: Any) -> tuple[Array, ...]:
     return (average_pool2d(h, **window),)
+
+
+max_pool2d.joined = average_pool2d.joined = _spread.joined = each(0, inner=3)
+_put_at_maximum.joined = each(0, 1, inner=3)
+_pick_at_maximum.joined = nowhere
 
 
 def _places(shape: tuple[int, ...], size: Pair, strides: Pair, padding: Padding) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from disttrain.autodiff.joining import each
 from disttrain.autodiff.op import op
 from disttrain.backend import Array, get_array_module, sample_bits
 
@@ -38,3 +39,7 @@ def _mask(x: Array, *, rate: float, draw: Callable[..., Any]) -> Array:
 @_mask.vjp
 def _(_g: Array, _y: Array, _x: Array, *, rate: float, draw: Callable[..., Any]) -> tuple[Array, ...]:
     return (None,)
+
+
+_mask.is_placed = True
+_mask.joined = lambda axes, *given, **attributes: each(0)(axes, *given) if axes == (0,) else None

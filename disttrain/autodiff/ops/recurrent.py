@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from disttrain.autodiff.composite import composite
+from disttrain.autodiff.joining import each, nowhere
 from disttrain.autodiff.op import array_of
 from disttrain.autodiff.ops.elementwise import sigmoid, tanh
 from disttrain.autodiff.ops.matrix import dense, matmul
@@ -72,6 +73,8 @@ for _op, _name in ((_lstm, "lstm"), (_gru, "gru")):
     # gates again, and two products for each of those
     _op.gradient(0, 1, 2, 3).flops = lambda _made, _g, _y, x, w, u, _b: _flops(x, w, w, w, u, u, u)
     _op.gradient(1, 2, 3).flops = lambda _made, _g, _y, x, w, u, _b: _flops(x, w, w, u, u, u)
+    _op.joined = each(0, inner=2)
+    _op.gradient(0, 1, 2, 3).joined = _op.gradient(1, 2, 3).joined = nowhere
     _op.kernel(partial(kernels.sequence, _name))
     _op.gradient(0, 1, 2, 3).kernel(partial(kernels.gradients, _name, True))
     _op.gradient(1, 2, 3).kernel(partial(kernels.gradients, _name, False))

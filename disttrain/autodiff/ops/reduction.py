@@ -1,5 +1,6 @@
 """Sums, means and maxima over axes; `axis` is None (all), a number or a tuple, as in NumPy."""
 
+from disttrain.autodiff.joining import reduced
 from disttrain.autodiff.op import op
 from disttrain.autodiff.ops.elementwise import cast, equal
 from disttrain.autodiff.ops.shape import broadcast_to, reshape
@@ -56,6 +57,9 @@ def _(g: Array, y: Array, x: Array, *, axis: Axis = None, keepdims: bool = False
     largest = equal(x, _with_axes(y, x, axis, keepdims))
     share = cast(largest / sum(largest, axis=axis, keepdims=True), dtype=x.dtype)
     return (_with_axes(g, x, axis, keepdims) * share,)
+
+
+sum.joined = mean.joined = max.joined = reduced
 
 
 def _with_axes(y: Array, x: Array, axis: Axis, keepdims: bool) -> Array:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from disttrain.autodiff import joining
 from disttrain.autodiff.op import array_of, op
 from disttrain.backend import Array, get_array_module
 from disttrain.kernels import rows as kernels
@@ -183,3 +184,13 @@ def _plain(index: Any) -> Any:
 
 for _op in (reshape, transpose, broadcast_to, sum_to, getitem):
     _op.may_view = True
+
+reshape.joined = joining.reshaped
+transpose.joined = joining.transposed
+broadcast_to.joined = joining.broadcast
+sum_to.joined = joining.nowhere
+getitem.joined = joining.picked
+scatter_add.joined = joining.put
+_concatenate.joined = joining.side_by_side
+pick.joined = joining.each(0, 1, inner=1)
+place.joined = joining.each(0, 1)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from disttrain.autodiff.composite import composite
+from disttrain.autodiff.joining import Axes, Joined, each, nowhere
 from disttrain.autodiff.op import op
 from disttrain.autodiff.ops.elementwise import exp
 from disttrain.autodiff.ops.reduction import sum
@@ -41,6 +42,13 @@ def _softmax_gradient(g: Array, y: Array, *, axis: int) -> Array:
 _softmax_gradient.kernel(kernels.softmax_gradient)
 
 
+def _joined(axes: Axes, made: Array, *given: Array, axis: int = -1) -> Joined:
+    return each(0, 1, inner=1)(axes, made, *given) if axis in (-1, len(made.shape) - 1) else None
+
+
+softmax.joined = _softmax_gradient.joined = _joined
+
+
 @op
 def log_softmax(x: Array, *, axis: int = -1) -> Array:
     """Return the logarithm of `softmax`, exact where that would underflow. Shape: as `x`."""
@@ -52,3 +60,6 @@ def log_softmax(x: Array, *, axis: int = -1) -> Array:
 @log_softmax.vjp
 def _(g: Array, y: Array, _x: Array, *, axis: int = -1) -> tuple[Array, ...]:
     return (g - exp(y) * sum(g, axis=axis, keepdims=True),)
+
+
+log_softmax.joined = nowhere
