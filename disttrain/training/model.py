@@ -23,7 +23,7 @@ from disttrain.training.callbacks import Callback, History
 from disttrain.training.drift import Guard
 from disttrain.training.finite import check_policy
 from disttrain.training.fit import Fit
-from disttrain.training.progress import ProgressBar
+from disttrain.training.progress import ProgressBar, show_values, shown
 from disttrain.training.replica import Replica, copy_into
 from disttrain.training.saving import read, write
 from disttrain.training.static import StaticPrediction
@@ -218,8 +218,17 @@ class Model(Layer):
         replica = self._replica_among(ranks)
         return replica.logs(replica.train(batches.batch(0, 0)))
 
-    def evaluate(self, x: Any, y: Any, batch_size: int = 32, *, return_dict: bool = False) -> Any:
+    def evaluate(
+        self, x: Any, y: Any, batch_size: int = 32, verbose: str | int = 0, *, return_dict: bool = False
+    ) -> Any:
         """Return loss and metrics over `x` and `y`, exact over all ranks.
+
+        Args:
+            x: as of `fit`.
+            y: the same.
+            batch_size: over all ranks.
+            verbose: on rank 0, 0: nothing; 1 or "auto": a bar on a terminal, and a line of values; 2: the line.
+            return_dict: whether to return a dict.
 
         Returns:
             The loss, or a list of loss and metrics where there are metrics; by name if `return_dict`.
@@ -230,14 +239,22 @@ class Model(Layer):
             lambda: self._batches(x, y, batch_size, shuffle=False),
             lambda made: [Fact(what="the data to evaluate on", value=describe(made))],
         )
-        values = self._replica_among(ranks).evaluate(batches.epoch(0))
+        taken = shown(batches.epoch(0), "Evaluation", batches.steps_per_epoch, rank=ranks.rank, verbose=verbose)
+        values = self._replica_among(ranks).evaluate(taken)
+        show_values(values, "Evaluation", rank=ranks.rank, verbose=verbose)
         if return_dict:
             return values
         return list(values.values()) if self._metrics else values["loss"]
 
     @progress.phase(Phase.PREDICTION)
-    def predict(self, x: Any, batch_size: int = 32) -> Any:
-        """Return the model's outputs for `x`, shape ``(samples, ...)``, on every rank; each computes a part."""
+    def predict(self, x: Any, batch_size: int = 32, verbose: str | int = 0) -> Any:
+        """Return the model's outputs for `x`, shape ``(samples, ...)``, on every rank; each computes a part.
+
+        Args:
+            x: samples.
+            batch_size: of what a rank computes at once.
+            verbose: on rank 0, 1 or "auto": a bar on a terminal; 0 or 2: nothing.
+        """
         ranks = comm.current()
         batches = together(
             ranks,
@@ -254,7 +271,8 @@ class Model(Layer):
         self._prediction.replay.check_again()
         padded = None
         # a rank without samples computes none of them, for their shape
-        for start in range(mine.start, mine.stop, batch_size) or [mine.stop]:
+        starts = range(mine.start, mine.stop, batch_size) or [mine.stop]
+        for start in shown(starts, "Prediction", len(starts), rank=ranks.rank, verbose=verbose):
             outputs = self._prediction.run(batches.x[start : min(start + batch_size, mine.stop)])
             if padded is None:
                 padded = np.zeros((largest, *outputs.shape[1:]), outputs.dtype)

@@ -1,16 +1,19 @@
-"""The progress of `fit`: a bar on a terminal, a line an epoch anywhere."""
+"""The progress of `fit`, `evaluate` and `predict`: a bar on a terminal, a line of values anywhere."""
 
 import time
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from disttrain.data import Batches
 from disttrain.training.callbacks import Callback, Logs
 
 _REFRESH_S = 0.1
+
+T = TypeVar("T")
 
 
 class ProgressBar(Callback):
@@ -66,6 +69,20 @@ class ProgressBar(Callback):
         """Leave no bar behind."""
         if hasattr(self, "progress"):
             self.progress.stop()
+
+
+def shown(batches: Iterable[T], label: str, total: int, *, rank: int, verbose: str | int) -> Iterable[T]:
+    """Return `batches`; on rank 0's terminal a bar shows how many have been taken, if `verbose` is 1 or "auto"."""
+    if rank > 0 or verbose not in (1, "auto"):
+        return batches
+    console = Console()
+    return track(batches, label, total, console=console, transient=True) if console.is_terminal else batches
+
+
+def show_values(logs: Logs, label: str, *, rank: int, verbose: str | int) -> None:
+    """Print a line of values on rank 0, unless `verbose` is 0."""
+    if rank == 0 and verbose != 0:
+        Console(highlight=False, soft_wrap=True).print(f"{label}  {_values(logs)}")
 
 
 def _values(logs: Logs) -> str:

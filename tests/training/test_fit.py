@@ -202,3 +202,23 @@ def test_an_interrupted_bar_gives_the_cursor_back(capsys, monkeypatch):
         worlds.dense_net().fit(X, Y, callbacks=[Interrupted()])
     out = capsys.readouterr().out
     assert out.rfind("\x1b[?25h") > out.rfind("\x1b[?25l") >= 0
+
+
+@pytest.mark.parametrize(("verbose", "lines"), [(0, 0), (1, 1), (2, 1), ("auto", 1)])
+def test_evaluate_says_its_values_on_rank_0_if_asked(verbose, lines, capsys):
+    dt.comm.threads.run(3, lambda comm: worlds.dense_net().evaluate(X, Y, 6, verbose))
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == lines
+    assert all(line.startswith("Evaluation  loss ") for line in said)
+
+
+@pytest.mark.parametrize("verbose", [0, 2])
+def test_predict_shows_a_bar_if_asked_and_on_a_terminal(verbose, capsys, monkeypatch):
+    model = worlds.dense_net()
+    quiet = model.predict(X, 6, verbose=1)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
+    np.testing.assert_array_equal(model.predict(X, 6, verbose=verbose), quiet)
+    assert capsys.readouterr().out == ""
+    np.testing.assert_array_equal(model.predict(X, 6, verbose=1), quiet)
+    assert "Prediction" in capsys.readouterr().out
