@@ -16,7 +16,7 @@ from disttrain.autodiff.backward import leaves
 from disttrain.autodiff.op import tracing
 from disttrain.backend import Array, get_array_module
 from disttrain.comm import Communicator
-from disttrain.comm.pending import DONE, Pending
+from disttrain.comm.pending import DONE, HostArray, Pending
 from disttrain.data_parallel.buckets import BUCKET_BYTES, Bucket, by_size, by_timeline, cut, sizes
 from disttrain.data_parallel.compression import Carrier, Compression, Part
 from disttrain.data_parallel.flat import FlatBuffer
@@ -70,6 +70,8 @@ class GradientSum:
         self._cut([by_size(sizes(buffer), bucket_bytes or BUCKET_BYTES) for buffer in buffers])
         keeps = any(carrier.memory is not None or carrier.guesses for carrier in self._carriers())
         self._adapts = bucket_bytes is None and not (keeps or scatters or comm.shares_memory)
+        self._scale: np.float32 | None = None
+        self._factor: Array = None  # the same as an array, which a plan reads in each step
         self._number = 0  # of the backward under way, of those that end with sums
         self._final_s: dict[Tensor, float] = {}
         self._view_of = views(buffers, self.flat)
@@ -86,12 +88,26 @@ class GradientSum:
         differs = self._owes or any(carrier.guesses for carrier in self._carriers())
         return differs or (self._is_keeping and not self.keeps_sums)
 
+    def scale_by(self, scale: float | None) -> None:
+        """Multiply losses by `scale` from the next on, and divide gradients by it once they have travelled.
+
+        Args:
+            scale: a power of two that float32 can hold, the same on all ranks; None: losses stay as they are.
+        """
+        self._scale = None if scale is None else np.float32(scale)
+        if self._factor is None and scale is not None:
+            self._factor = get_array_module(*self.flat).ones((), np.float32)
+        if scale is not None:
+            self._factor[...] = scale
+
     def backward(self, loss: Tensor) -> None:
         """Leave in every parameter's `grad` the gradient of the sum of all ranks' losses.
 
         A parameter that `loss` does not depend on has a gradient of 0; it is named in a warning, once.
         """
         self.begin()
+        if self._scale is not None:
+            loss = loss * self._factor
         progress.at(Phase.BACKWARD)
         reached = {loss, *leaves(loss)} if loss.requires_grad else set()  # a parameter may be the loss itself
         unused = [p for p in self._view_of if p not in reached]
@@ -122,7 +138,7 @@ class GradientSum:
         """Put the final gradient of a parameter in its place, and sum up the buckets that are complete."""
         trace = tracing.get()
         if parameter not in self._bucket_of:  # a leaf of the user's own
-            parameter.grad = get_array_module(gradient).array(gradient)  # a copy: it may be shared
+            parameter.grad = gradient / (self._scale or 1)  # a copy: it may be shared
             if trace is not None:
                 trace.refuse("the loss depends on a Tensor that is no weight of the model")
             return
@@ -151,7 +167,7 @@ class GradientSum:
             return
         while self._started < len(self.buckets) and not self.buckets[self._started].waiting:
             if not self.keeps_sums:
-                self._complete(self.buckets[self._started])
+                self._complete(self.buckets[self._started], self._scale)
             self.buckets[self._started].pending = self.start(self._started)
             self._started += 1
             progress.at(Phase.BACKWARD, self._started)
@@ -175,6 +191,9 @@ class GradientSum:
         """Wait until all buckets are summed up over the ranks, if they are to be."""
         if self.is_summing:
             self._wait()
+        if self._scale is not None:
+            for array in (*self.flat, *(self._memories() if self.is_summing else ())):
+                array /= self._scale
 
     def keep(self) -> None:
         """Keep the gradients for the next update, of which they are a part."""
@@ -249,9 +268,8 @@ class GradientSum:
         self._drop_errors()
 
     def _drop_errors(self) -> None:
-        for carrier in self._carriers():
-            if carrier.memory is not None:
-                carrier.memory[...] = 0
+        for memory in self._memories():
+            memory[...] = 0
         self._owes = False
 
     def _cut(self, lengths: Sequence[Sequence[int]]) -> None:
@@ -290,6 +308,9 @@ class GradientSum:
     def _carriers(self) -> list[Carrier]:
         return [bucket.carrier for bucket in self.buckets if bucket.carrier is not None]
 
+    def _memories(self) -> list[HostArray]:
+        return [carrier.memory for carrier in self._carriers() if carrier.memory is not None]
+
     def _collect_errors(self, flat: Sequence[Array]) -> None:
         """Add what compression has not sent to `flat`, arrays laid out as the gradients, and forget it."""
         for bucket in self.buckets if self._owes else ():
@@ -298,12 +319,16 @@ class GradientSum:
                 part += get_array_module(part).asarray(bucket.carrier.memory)
         self._drop_errors()
 
-    def _complete(self, bucket: Bucket) -> None:
-        """Make of a step's gradients those of all steps since the last sum."""
+    def _complete(self, bucket: Bucket, scale: np.float32 | None = None) -> None:
+        """Make of a step's gradients those of all steps since the last sum; `scale`: what they are multiplied by."""
         if self._steps > 1:
             bucket.gradient /= self._steps
         if self._is_keeping:
-            bucket.gradient += self._kept[bucket.buffer][bucket.place]
+            kept = self._kept[bucket.buffer][bucket.place]
+            bucket.gradient += kept if scale is None else kept * scale
+        if scale is not None and bucket.carrier is not None and bucket.carrier.memory is not None:
+            memory = bucket.carrier.memory
+            memory *= scale
 
     def _wait(self) -> None:
         for number, bucket in enumerate(self.buckets):

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from disttrain.errors import ConfigError, unknown_name
 from disttrain.optimizers.adam import Adam, AdamW
+from disttrain.optimizers.loss_scale import LossScaleOptimizer
 from disttrain.optimizers.optimizer import Optimizer
 from disttrain.optimizers.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "get"]
+__all__ = ["SGD", "Adam", "AdamW", "LossScaleOptimizer", "Optimizer", "get"]
 
 _KNOWN: dict[str, Callable[[], Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 

@@ -76,6 +76,27 @@ class Optimizer(ABC):
         """Whether the next step is one with an update."""
         return (self.steps + 1) % (self.gradient_accumulation_steps or 1) == 0
 
+    @property
+    def rule(self) -> "Optimizer":
+        """The optimizer that takes the steps: this one, unless it is made around another."""
+        return self
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What the loss of the next step is multiplied by, its gradients divided by; None: nothing is."""
+        return None
+
+    def lower_loss_scale(self) -> bool:
+        """Lower `loss_scale` because the next step is to be left out; return whether there is one, and it could be."""
+        return False
+
+    def progress(self) -> dict[str, Any]:
+        """Return what training goes on from, besides `steps` and `slots`, as JSON values."""
+        return {}
+
+    def restore(self, progress: dict[str, Any]) -> None:  # noqa: B027  # most have nothing else to go on from
+        """Go on from what `progress` returned, once `steps` are set; what is missing is as at first."""
+
     @abstractmethod
     def update(
         self, parameter: Array, gradient: Array, slots: dict[str, Array], *, learning_rate: float, step: int

@@ -80,9 +80,7 @@ def _make(described: dict[str, Any], known: Mapping[str, Any], saved: Checkpoint
             f"{saved.place} does not hold the arguments of {name}, because {described['not_saved']}; "
             "make the model in Python and call its load()"
         )
-    config = dict(described["config"])
-    if "layers" in config:
-        config["layers"] = [_make(layer, known, saved) for layer in config["layers"]]
+    config = {key: _made_of(value, known, saved) for key, value in described["config"].items()}
     try:
         return known[name](**config)
     except (TypeError, ValueError) as error:
@@ -90,6 +88,15 @@ def _make(described: dict[str, Any], known: Mapping[str, Any], saved: Checkpoint
             f"{saved.place}: a {name} cannot be made of the arguments that it holds: {error}; "
             "make the model in Python and call its load()"
         ) from error
+
+
+def _made_of(value: Any, known: Mapping[str, Any], saved: Checkpoint) -> Any:
+    """Return an argument: what is described by class and arguments as an object, else as it is."""
+    if isinstance(value, list):
+        return [_made_of(item, known, saved) for item in value]
+    if isinstance(value, dict) and value.keys() == {"class", "config"}:
+        return _make(value, known, saved)
+    return value
 
 
 def _classes(module: Any) -> dict[str, Any]:

@@ -88,7 +88,8 @@ class Model(Layer):
             on_nonfinite: what is done where loss or gradients are NaN or infinite. No weight is changed by them.
                 ``"raise"``: NonFiniteError on all ranks, which names step, rank, and the first layer, gradient or
                 sample that is not finite. ``"skip"``: the step is left out, and a warning says the same; after
-                16 in a row it is an error.
+                16 in a row it is an error. With a `LossScaleOptimizer` gradients that are not finite lower the scale
+                instead, while that can be lowered.
 
         Raises:
             ConfigError: an unknown name, with the nearest right one.

@@ -92,7 +92,8 @@ class Replica:
         self._taken = 0  # steps, by this replica
         self._is_due = False  # a comparison of weights, as soon as they are to agree
         given = Fact(
-            what="what compile() was given", value=[distribution.get_config(), steps, astuple(self.guard), on_nonfinite]
+            what="what compile() was given",
+            value=[distribution.get_config(), steps, optimizer.loss_scale, astuple(self.guard), on_nonfinite],
         )
         check_facts(comm, lambda: [*circumstances(), self._layout(), given])
         self.shards = shards
@@ -123,7 +124,7 @@ class Replica:
         )
         broadcast_weights(comm, model.weights)
         check_equal(comm, "the weights' digest", self.digest, "a message was damaged on its way")
-        self.update = choose(distribution, optimizer, buffers, self.gradients)
+        self.update = choose(distribution, optimizer.rule, buffers, self.gradients)
         self.steps = self._sharded.steps if self._sharded else [StaticStep(model, loss, self.gradients, static)]
         self._state = _state(model)
         self.witness = asked(comm)
@@ -151,6 +152,7 @@ class Replica:
         number = self.optimizer.steps
         progress.begin_step(number)
         self.update.begin()
+        self.gradients.scale_by(self.optimizer.loss_scale)
         before = [weight.data.copy() for weight in self._state]
         step = Step(training=True, number=number, first=batch.first, total=total_over(self.comm))
         try:
@@ -237,11 +239,13 @@ class Replica:
         )
         self.gradients.restore(kept, tensors.get("guesses", {}))
         self.optimizer.steps = progress["iterations"] * accumulates + gathered
+        self.optimizer.restore(progress)
 
     def progress(self) -> dict[str, Any]:
         """Return the place in training: how many updates there were, and the steps since, as JSON values."""
         steps = self.optimizer.gradient_accumulation_steps or 1
-        return {"iterations": self.optimizer.iterations, "gathered": self.optimizer.steps % steps}
+        place = {"iterations": self.optimizer.iterations, "gathered": self.optimizer.steps % steps}
+        return {**place, **self.optimizer.progress()}
 
     def _weights(self) -> dict[str, Any]:
         return {w.name: w.data for w in self.model.weights}
@@ -318,9 +322,23 @@ class Replica:
     def _leave_out(self, batch: Batch, step: Step, sums: Sums, before: list[Array]) -> Sums:
         """Undo a step whose numbers are not finite, and raise, or go on; return what of `sums` is of use."""
         self._undo(before)
+        scale = self.optimizer.loss_scale
+        is_lowered = self.optimizer.lower_loss_scale()
+        if not (is_lowered and np.isfinite(sums[0])):
+            least = (
+                "" if is_lowered or scale is None else f"; the loss scale is {scale:g} and cannot be lowered any more"
+            )
+            self._blame(batch, step, sums[0], before, least)
+        elif self.comm.rank == 0:
+            log.info("step %d: gradients are not finite with the loss scale %g, which halves", step.number, scale)
+        self.update.skip()
+        return sums if np.isfinite(sums).all() else np.zeros_like(sums)
+
+    def _blame(self, batch: Batch, step: Step, loss: float, before: list[Array], least: str) -> None:
+        """Find out where a step's numbers ceased to be finite, and raise, or warn that it is left out."""
         origin, losses = self._search(batch, step)
         self._undo(before)
-        what = "the gradients are" if np.isfinite(sums[0]) else "the loss is"
+        what = "the gradients are" if np.isfinite(loss) else "the loss is"
         ranks = [f"rank {rank} ({loss})" for rank, loss in enumerate(losses) if not np.isfinite(float(loss))]
         where = f" on {', '.join(ranks)} of {len(losses)}" if ranks else ""
         words = f"{what} not finite at step {step.number} (counted from 0 over all epochs){where}"
@@ -328,13 +346,11 @@ class Replica:
         if self.on_nonfinite == "raise" or self._skipped > finite.MOST_SKIPPED:
             again = f", and the {self._skipped} steps up to it were left out" if self._skipped > 1 else ""
             raise NonFiniteError(
-                f"{words}{again}: {origin}; no weight was changed. Look for NaN in the data, or lower the learning "
-                "rate; compile(on_nonfinite='skip') leaves such steps out"
+                f"{words}{again}: {origin}{least}; no weight was changed. Look for NaN in the data, or lower the "
+                "learning rate; compile(on_nonfinite='skip') leaves such steps out"
             )
         if self.comm.rank == 0:
-            log.warning("%s: %s; the step is left out", words, origin)
-        self.update.skip()
-        return sums if np.isfinite(sums).all() else np.zeros_like(sums)
+            log.warning("%s: %s%s; the step is left out", words, origin, least)
 
     def _search(self, batch: Batch, step: Step) -> tuple[finite.Origin, list[str]]:
         """Compute a step once more, eagerly and without sums of gradients; return what was found, and the losses."""
