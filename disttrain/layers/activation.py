@@ -49,6 +49,8 @@ def get_activation(activation: str | Function | None) -> Function:
 class Activation(Layer):
     """Applies a function to every element: ``Activation("relu")``. Shape: as the input."""
 
+    supports_masking = True
+
     def __init__(self, activation: str | Function, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.activation = activation

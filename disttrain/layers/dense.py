@@ -23,6 +23,7 @@ class Dense(Layer):
 
     min_ndim = 2
     fixed_last_axis = True
+    supports_masking = True
 
     def __init__(
         self,

@@ -20,6 +20,8 @@ class Dropout(Layer):
         **kwargs: of every `Layer`.
     """
 
+    supports_masking = True
+
     def __init__(self, rate: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 <= rate < 1:

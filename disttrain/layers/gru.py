@@ -1,10 +1,10 @@
 """GRU: a recurrent layer whose output is its memory."""
 
 from disttrain.autodiff import ops
-from disttrain.layers.recurrent import Recurrent
+from disttrain.layers.recurrent import Gated
 
 
-class GRU(Recurrent):
+class GRU(Gated):
     """Gated recurrent unit. Shape: ``(samples, steps, n) -> (samples, units)``.
 
     Its weights are those of Keras's layer with ``reset_after=True``, the default there: ``kernel`` of shape ``(n, 3 *
@@ -15,7 +15,8 @@ class GRU(Recurrent):
     """
 
     gates = 3
-    _op = ops.gru
+    _whole = ops.gru
+    _steps = ops.gru_steps
 
     def _bias_shape(self) -> tuple[int, ...]:
         return (2, self.gates * self.units)

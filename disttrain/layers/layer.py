@@ -14,6 +14,7 @@ from disttrain import initializers
 from disttrain.autodiff import Tensor, ops
 from disttrain.backend import floatx, random_generator, seed
 from disttrain.errors import ConfigError, ShapeError, readable
+from disttrain.layers.mask import mask_of, put_mask, warn_that_it_ends
 from disttrain.layers.step import current_step, training_mode
 
 watching: ContextVar[Callable[["Layer", Any], None] | None] = ContextVar("watching", default=None)  # is told of outputs
@@ -46,6 +47,7 @@ class Layer:
     min_ndim = 1
     fixed_last_axis = False  # whether inputs must keep the last length that the layer was built for
     autocast = True  # whether inputs are cast to the layer's dtype
+    supports_masking = False  # whether what it does with a step of a sequence concerns that step alone
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class Layer:
         """Create the weights for inputs of `input_shape`, the number of samples included."""
 
     def call(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the layer's output for `x`; may take ``training``, a bool."""
+        """Return the layer's output for `x`; may take ``training``, a bool, and ``mask``, that of `x`."""
         raise NotImplementedError(f"{type(self).__name__} must define call(self, x)")
 
     def __call__(self, x: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
@@ -83,6 +85,9 @@ class Layer:
         Raises:
             ShapeError: names the layer, the shape it expects and the shape it received.
         """
+        mask = kwargs.get("mask")
+        if mask is None and (mask := mask_of(x)) is not None and self._takes("mask"):
+            kwargs["mask"] = mask
         with training_mode(training, trainable=self.trainable):
             x = self._received(x)
             if self._built_for is None:
@@ -90,13 +95,28 @@ class Layer:
                 self._build_for(x, *args, **kwargs)
                 self._set_path(self.path)  # of layers that build made
                 self._built_for = x.shape
-            extra = {"training": current_step().training} if self._takes_training() else {}
+            extra = {"training": current_step().training} if self._takes("training") else {}
             y = self.call(x, *args, **kwargs, **extra)
         first = y[0] if isinstance(y, tuple) else y
+        if (made := self.compute_mask(x, mask)) is not None:
+            put_mask(first, made)
         self.output_shape = (None, *first.shape[1:])
         if (told := watching.get()) is not None:
             told(self, first)
         return y
+
+    def compute_mask(self, x: Any, mask: Any = None) -> Any:
+        """Return which steps of the output for `x` count; None: all.
+
+        The next layer whose `call` takes ``mask`` is given it.
+
+        Args:
+            x: the input.
+            mask: of the input, shape ``(samples, steps)``.
+        """
+        if mask is not None and not self.supports_masking and not self._takes("mask"):
+            warn_that_it_ends(self)
+        return mask if self.supports_masking else None
 
     def add_weight(
         self,
@@ -167,8 +187,8 @@ class Layer:
 
     @classmethod
     @functools.cache
-    def _takes_training(cls) -> bool:
-        return "training" in inspect.signature(cls.call).parameters
+    def _takes(cls, argument: str) -> bool:
+        return argument in inspect.signature(cls.call).parameters
 
     def _walk_weights(self, *, trainable: bool) -> dict[Tensor, bool]:
         """Return all weights with whether each is trained: a frozen layer freezes those it holds."""

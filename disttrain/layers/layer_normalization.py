@@ -22,6 +22,7 @@ class LayerNormalization(Layer):
 
     min_ndim = 2
     fixed_last_axis = True
+    supports_masking = True
 
     def __init__(
         self, axis: int = -1, epsilon: float = 1e-3, *, center: bool = True, scale: bool = True, **kwargs: Any

@@ -7,10 +7,10 @@ import numpy as np
 from disttrain import initializers
 from disttrain.autodiff import ops
 from disttrain.initializers import Initializer
-from disttrain.layers.recurrent import Recurrent
+from disttrain.layers.recurrent import Gated
 
 
-class LSTM(Recurrent):
+class LSTM(Gated):
     """Long short-term memory. Shape: ``(samples, steps, n) -> (samples, units)``.
 
     Its weights are those of Keras's layer: ``kernel`` of shape ``(n, 4 * units)``, ``recurrent_kernel`` of
@@ -26,7 +26,9 @@ class LSTM(Recurrent):
     """
 
     gates = 4
-    _op = ops.lstm
+    states = 2
+    _whole = ops.lstm
+    _steps = ops.lstm_steps
 
     def __init__(self, *args: Any, unit_forget_bias: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -356,6 +356,9 @@ class Model(Layer):
             }
         return {**_described(self), "input_shape": self._built_for and self._built_for[1:], "compiled": compiled}
 
+    def compute_mask(self, x: Any, mask: Any = None) -> Any:
+        """Return None: its layers have said which steps of their outputs count."""
+
     def _path_alone(self) -> str:
         return ""  # the names of a model's weights do not begin with its own
 

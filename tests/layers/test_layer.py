@@ -144,10 +144,13 @@ CONFIGS = [
     layers.MaxPooling2D(3, (1, 2), "same"),
 ]
 ELSEWHERE = {
+    layers.Bidirectional,
     layers.Embedding,
     layers.GRU,
     layers.LSTM,
+    layers.Masking,
     layers.MultiHeadAttention,
+    layers.SimpleRNN,
 }  # whose inputs are of another kind: own tests
 
 

@@ -139,6 +139,7 @@ ALL = {
     "Activation": (lambda: layers.Activation("relu"), (4,)),
     "AveragePooling2D": (layers.AveragePooling2D, (4, 4, 2)),
     "BatchNormalization": (layers.BatchNormalization, (4,)),
+    "Bidirectional": (lambda: layers.Bidirectional(layers.GRU(2)), (3, 4)),
     "Conv2D": (lambda: layers.Conv2D(2, 3), (4, 4, 2)),
     "Dense": (lambda: layers.Dense(2), (4,)),
     "Dropout": (lambda: layers.Dropout(0.5), (4,)),
@@ -147,7 +148,9 @@ ALL = {
     "GlobalAveragePooling2D": (layers.GlobalAveragePooling2D, (4, 4, 2)),
     "LSTM": (lambda: layers.LSTM(2), (3, 4)),
     "LayerNormalization": (layers.LayerNormalization, (4,)),
+    "Masking": (layers.Masking, (3, 4)),
     "MaxPooling2D": (layers.MaxPooling2D, (4, 4, 2)),
+    "SimpleRNN": (lambda: layers.SimpleRNN(2), (3, 4)),
 }
 ELSEWHERE = {"Embedding", "MultiHeadAttention"}  # indices have no gradient, values are another input: own tests
 

@@ -36,11 +36,12 @@ from disttrain.autodiff.ops.matrix import dense, matmul
 from disttrain.autodiff.ops.normalization import batch_norm, batch_norm_of_batch, layer_norm, moments
 from disttrain.autodiff.ops.pooling import average_pool2d, max_pool2d
 from disttrain.autodiff.ops.random import dropout
-from disttrain.autodiff.ops.recurrent import gru, lstm
+from disttrain.autodiff.ops.recurrent import gru, gru_steps, lstm, lstm_steps, rnn_steps
 from disttrain.autodiff.ops.reduction import max, mean, sum
 from disttrain.autodiff.ops.shape import (
     broadcast_to,
     concatenate,
+    flip,
     getitem,
     pick,
     reshape,
@@ -73,15 +74,18 @@ __all__ = [
     "embedding",
     "erf",
     "exp",
+    "flip",
     "gelu",
     "getitem",
     "gru",
+    "gru_steps",
     "layer_norm",
     "leaky_relu",
     "log",
     "log1p",
     "log_softmax",
     "lstm",
+    "lstm_steps",
     "matmul",
     "max",
     "max_pool2d",
@@ -96,6 +100,7 @@ __all__ = [
     "power",
     "relu",
     "reshape",
+    "rnn_steps",
     "selu",
     "sigmoid",
     "sigmoid_cross_entropy",

@@ -1,18 +1,24 @@
-"""Recurrent layers over whole sequences, as composites: a step's equations in a loop."""
+"""Recurrent layers over whole sequences, as composites: a step's equations in a loop.
 
-from collections.abc import Callable
+`lstm` and `gru` begin with nothing and see all; kernels compute them. `lstm_steps`, `gru_steps` and `rnn_steps` are the
+loops, which also begin with a state, leave steps out, drop elements of it, and return what it is at the end.
+"""
+
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from disttrain.autodiff.composite import composite
 from disttrain.autodiff.joining import each, nowhere
 from disttrain.autodiff.op import array_of
-from disttrain.autodiff.ops.elementwise import sigmoid, tanh
+from disttrain.autodiff.ops.elementwise import sigmoid, tanh, where
 from disttrain.autodiff.ops.matrix import dense, matmul
 from disttrain.autodiff.ops.shape import stack
 from disttrain.backend import Array, get_array_module
 from disttrain.kernels import recurrent as kernels
 
 Function = Callable[[Array], Array]
+Cell = Callable[[Array, Array, Sequence[Array]], list[Array]]
 
 
 def lstm(
@@ -31,7 +37,8 @@ def lstm(
     """
     if activation is tanh and recurrent_activation is sigmoid:
         return _lstm(x, kernel, recurrent_kernel, bias)
-    return _lstm_steps(x, kernel, recurrent_kernel, bias, activation, recurrent_activation)
+    functions = {"activation": activation, "recurrent_activation": recurrent_activation}
+    return lstm_steps(x, kernel, recurrent_kernel, bias, **functions)[0]
 
 
 def gru(
@@ -50,17 +57,18 @@ def gru(
     """
     if activation is tanh and recurrent_activation is sigmoid:
         return _gru(x, kernel, recurrent_kernel, bias)
-    return _gru_steps(x, kernel, recurrent_kernel, bias, activation, recurrent_activation)
+    functions = {"activation": activation, "recurrent_activation": recurrent_activation}
+    return gru_steps(x, kernel, recurrent_kernel, bias, **functions)[0]
 
 
 @composite
 def _lstm(x: Array, kernel: Array, recurrent_kernel: Array, bias: Array) -> Array:
-    return _lstm_steps(x, kernel, recurrent_kernel, bias, tanh, sigmoid)
+    return lstm_steps(x, kernel, recurrent_kernel, bias)[0]
 
 
 @composite
 def _gru(x: Array, kernel: Array, recurrent_kernel: Array, bias: Array) -> Array:
-    return _gru_steps(x, kernel, recurrent_kernel, bias, tanh, sigmoid)
+    return gru_steps(x, kernel, recurrent_kernel, bias)[0]
 
 
 def _flops(x: Array, *kernels: Array) -> int:
@@ -80,41 +88,85 @@ for _op, _name in ((_lstm, "lstm"), (_gru, "gru")):
     _op.gradient(1, 2, 3).kernel(partial(kernels.gradients, _name, False))
 
 
-def _lstm_steps(
-    x: Array, kernel: Array, recurrent_kernel: Array, bias: Array, activation: Function, recurrent_activation: Function
-) -> Array:
+def lstm_steps(
+    x: Array, kernel: Array, recurrent_kernel: Array, bias: Array, *, activation: Function = tanh,
+    recurrent_activation: Function = sigmoid, **how: Any,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Return the outputs of `lstm` at all steps, and h and c after the last; `how` as of `rnn_steps`."""
     units = recurrent_kernel.shape[0]
-    sums = dense(x, kernel, bias)
-    h = c = _nothing_yet(sums, units)
-    outputs = []
-    for t in range(x.shape[1]):
-        i, f, g, o = _gates(sums[:, t] + matmul(h, recurrent_kernel), units)
-        c = recurrent_activation(f) * c + recurrent_activation(i) * activation(g)
-        h = recurrent_activation(o) * activation(c)
-        outputs.append(h)
-    return stack(outputs, axis=1)
+
+    def cell(sums: Array, h: Array, states: Sequence[Array]) -> list[Array]:
+        i, f, g, o = _gates(sums + matmul(h, recurrent_kernel), units)
+        c = recurrent_activation(f) * states[1] + recurrent_activation(i) * activation(g)
+        return [recurrent_activation(o) * activation(c), c]
+
+    return _through(cell, dense(x, kernel, bias), units, 2, **how)
 
 
-def _gru_steps(
-    x: Array, kernel: Array, recurrent_kernel: Array, bias: Array, activation: Function, recurrent_activation: Function
-) -> Array:
+def gru_steps(
+    x: Array, kernel: Array, recurrent_kernel: Array, bias: Array, *, activation: Function = tanh,
+    recurrent_activation: Function = sigmoid, **how: Any,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Return the outputs of `gru` at all steps, and h after the last; `how` as of `rnn_steps`."""
     units = recurrent_kernel.shape[0]
-    sums = dense(x, kernel, bias[0])
-    h = _nothing_yet(sums, units)
-    outputs = []
-    for t in range(x.shape[1]):
-        z, r, k = _gates(sums[:, t], units)
+
+    def cell(sums: Array, h: Array, states: Sequence[Array]) -> list[Array]:
+        z, r, k = _gates(sums, units)
         from_z, from_r, from_k = _gates(dense(h, recurrent_kernel, bias[1]), units)
         keep = recurrent_activation(z + from_z)
         made = activation(k + recurrent_activation(r + from_r) * from_k)
-        h = keep * h + (1 - keep) * made
-        outputs.append(h)
-    return stack(outputs, axis=1)
+        return [keep * states[0] + (1 - keep) * made]
+
+    return _through(cell, dense(x, kernel, bias[0]), units, 1, **how)
 
 
-def _nothing_yet(sums: Array, units: int) -> Array:
-    """Return what a sequence begins with."""
-    return get_array_module(array_of(sums)).zeros((sums.shape[0], units), sums.dtype)
+def rnn_steps(
+    x: Array, kernel: Array, recurrent_kernel: Array, bias: Array, *, activation: Function = tanh, **how: Any
+) -> tuple[Array, ...]:
+    """Return the outputs of a plain recurrent layer at all steps, and h after the last.
+
+    At each step the output is ``h = activation(x @ kernel + h @ recurrent_kernel + bias)``.
+
+    Shapes: ``(samples, steps, n), (n, units), (units, units), (units,) -> (samples, steps, units), (samples, units)``.
+
+    Args:
+        x: sequences.
+        kernel: for `x`.
+        recurrent_kernel: for the output of the step before.
+        bias: added.
+        activation: of an output.
+        how: ``begin``, the states that a sequence begins with, ``(samples, units)`` each; by default 0.
+            ``mask``, bool, ``(samples, steps)``: where it is False states stay, and the output is that of the step
+            before, 0 at first; with ``zeros=True`` it is always 0. ``drop``, a function of h, gives what
+            `recurrent_kernel` is multiplied with.
+
+    Source: Elman, "Finding structure in time", 1990.
+    """
+
+    def cell(sums: Array, h: Array, _states: Sequence[Array]) -> list[Array]:
+        return [activation(sums + matmul(h, recurrent_kernel))]
+
+    return _through(cell, dense(x, kernel, bias), recurrent_kernel.shape[0], 1, **how)
+
+
+def _through(
+    cell: Cell, sums: Array, units: int, width: int, *, begin: Sequence[Array] | None = None,
+    mask: Array | None = None, zeros: bool = False, drop: Function = lambda h: h,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Return the outputs of `cell` at all steps, and its states, `width` of them, after the last."""
+    nothing = get_array_module(array_of(sums)).zeros((sums.shape[0], units), sums.dtype)
+    states = [nothing] * width if begin is None else list(begin)
+    outputs: list[Array] = []
+    for t in range(sums.shape[1]):
+        new = cell(sums[:, t], drop(states[0]), states)
+        output = new[0]
+        if mask is not None:
+            here = mask[:, t : t + 1]
+            output = where(here, output, outputs[-1] if outputs and not zeros else nothing)
+            new = [where(here, *pair) for pair in zip(new, states, strict=True)]
+        states = new
+        outputs.append(output)
+    return (stack(outputs, axis=1), *states)
 
 
 def _gates(sums: Array, units: int) -> list[Array]:

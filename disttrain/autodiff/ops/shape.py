@@ -44,6 +44,22 @@ def _(g: Array, _y: Array, _x: Array, *, axes: Shape | None = None) -> tuple[Arr
 
 
 @op
+def flip(x: Array, *, axis: int) -> Array:
+    """Return `x` with the elements along `axis` in reverse, in memory of its own: kernels read it."""
+    return get_array_module(x).flip(x, axis).copy()
+
+
+@flip.into
+def _(x: Array, out: Array, *, axis: int) -> None:
+    np.copyto(out, np.flip(x, axis))
+
+
+@flip.vjp
+def _(g: Array, _y: Array, _x: Array, *, axis: int) -> tuple[Array, ...]:
+    return (flip(g, axis=axis),)
+
+
+@op
 def broadcast_to(x: Array, *, shape: Shape) -> Array:
     """Return `x` repeated to `shape` by NumPy's rules; a read-only view."""
     return get_array_module(x).broadcast_to(x, shape)

@@ -62,6 +62,9 @@ case(
     (3, 2, 2),
     batched=(0,),
 )
+for axis in (0, 1, -1):
+    case("flip", f"axis {axis}", lambda x, a=axis: ops.flip(x, axis=a), lambda x, a=axis: np.flip(x, a), (2, 3, 4))
+case("flip", "batch", lambda x: ops.flip(x, axis=1), lambda x: np.fliplr(x), (3, 1, 2), batched=(0,))
 case("transpose", "reversed", ops.transpose, lambda x: np.einsum("ijk->kji", x), (2, 3, 1), batched=(0,))
 case("transpose", "cycle", lambda x: ops.transpose(x, axes=(1, 2, 0)), lambda x: np.einsum("ijk->jki", x), (2, 3, 4))
 case(
