@@ -111,8 +111,8 @@ def transposed(along: Axes, _made: Any, x: Any, /, *, axes: Any = None) -> Joine
     return (0, along) if along == (0,) and axes is not None and axes[0] % len(x.shape) == 0 else None
 
 
-def side_by_side(axes: Axes, made: Any, /, *given: Any, axis: int) -> Joined:
-    """Return what the rule of a concatenation does, where it is along another axis."""
+def beside(axes: Axes, made: Any, /, *given: Any, axis: int) -> Joined:
+    """Return what the rule of an op that works along one `axis`, as a concatenation, does along another."""
     return None if axis % len(made.shape) in axes else each(*range(len(given)))(axes, made, *given)
 
 

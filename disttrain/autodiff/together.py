@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from disttrain.autodiff.joining import elementwise
-from disttrain.autodiff.ops.shape import getitem
+from disttrain.autodiff.ops.shape import _concatenate, getitem
 from disttrain.autodiff.plan import Plan
 from disttrain.autodiff.trace import Constant, Seen, Trace, TracedCall
 
@@ -61,7 +61,6 @@ class _Joined:
         self._own: dict[tuple[int, int], int] = {}  # what a part has for itself
         self._later: dict[int, int] = {}  # which call makes what each part has for itself: made when it is needed
         self._origins: dict[int, int] = {}  # which call of a part a call is, by its identity
-        self._constants = {n for n, seen in enumerate(trace.seen) if seen.array is not None and n >= trace.given}
         for number, seen in enumerate(trace.seen):
             if seen.array is not None and number < trace.inputs:
                 shape = (parts * seen.shape[0], *seen.shape[1:])
@@ -91,8 +90,6 @@ class _Joined:
                 self._whole[call.output] = self._emit(at, given, op=op.of_parts)
             elif all(isinstance(arg, Constant) or self._is_shared(arg) for arg in call.args):
                 self._whole[call.output] = self._emit(at, [self._argument(arg, 0) for arg in call.args])
-                if all(isinstance(arg, Constant) or arg in self._constants for arg in call.args):
-                    self._constants.add(call.output)
             elif self._join(at):
                 saves = saves or op.launcher is not None
             elif op.joined is None or op.is_placed:
@@ -131,9 +128,10 @@ class _Joined:
         for arg, own, its in zip(call.args, axes, wanted, strict=True):
             if own == its:
                 args.append(self._whole[arg] if isinstance(arg, int) else arg)
-            elif own is None and isinstance(arg, int) and arg in self._constants:
-                value = np.concatenate([self._value(arg)] * self._parts, its)
-                args.append(self._see(Seen(value.shape, value.dtype, value)))
+            elif own is None and isinstance(arg, int):  # all parts have the same, and need one each
+                args.append(
+                    self._add(_concatenate, [self._whole[arg]] * self._parts, self._joined_seen(arg, its), axis=its)
+                )
             else:
                 return False
         self._axis[call.output] = axis
@@ -170,10 +168,7 @@ class _Joined:
             seen, axis = self._trace.seen[number], self._axis[number]
             length = seen.shape[axis]
             index = (*[slice(None)] * axis, slice(part * length, (part + 1) * length))
-            view = self._see(Seen(seen.shape, seen.dtype))
-            self.made.calls.append(
-                TracedCall(op=getitem, args=(self._whole[number],), attributes={"index": index}, output=view)
-            )
+            view = self._add(getitem, [self._whole[number]], Seen(seen.shape, seen.dtype), index=index)
             self._own[number, part] = view
         return self._own[number, part]
 
@@ -183,15 +178,6 @@ class _Joined:
     def _is_read_later(self, number: int) -> bool:
         return any(number in self._trace.calls[at].args for at in self._later.values())
 
-    def _value(self, number: int) -> Any:
-        """Return an array that follows from constants."""
-        if self._trace.seen[number].array is not None:
-            return self._trace.seen[number].array
-        call = next(call for call in self._trace.calls if call.output == number)
-        args = [self._value(arg) if isinstance(arg, int) else arg.value for arg in call.args]
-        assert call.op is not None
-        return call.op.function(*args, **call.attributes)
-
     def _emit(
         self, at: int, args: Sequence[int | Constant], *, axis: int | None = None, op: Any = None,
         output: int | None = None,
@@ -200,15 +186,25 @@ class _Joined:
         call = self._trace.calls[at]
         attributes = call.attributes
         if output is None:
-            made = self._trace.seen[call.output]
-            shape = tuple(n * self._parts if i == axis else n for i, n in enumerate(made.shape))
-            output = self._see(Seen(shape, made.dtype))
+            made = self._joined_seen(call.output, axis)
+            output = self._see(made)
             if axis is not None and "shape" in attributes:  # which is the output's
-                attributes = {**attributes, "shape": shape}
+                attributes = {**attributes, "shape": made.shape}
         added = replace(call, op=op or call.op, args=tuple(args), attributes=attributes, output=output)
         self._origins[id(added)] = at
         self.made.calls.append(added)
         return output
+
+    def _add(self, op: Any, args: Sequence[int], made: Seen, **attributes: Any) -> int:
+        """Add a call that no part makes; return what it makes."""
+        output = self._see(made)
+        self.made.calls.append(TracedCall(op=op, args=tuple(args), attributes=attributes, output=output))
+        return output
+
+    def _joined_seen(self, number: int, axis: int | None) -> Seen:
+        """Return what an array is with those of the other parts along `axis`."""
+        seen = self._trace.seen[number]
+        return Seen(tuple(n * self._parts if i == axis else n for i, n in enumerate(seen.shape)), seen.dtype)
 
     def _see(self, seen: Seen) -> int:
         self.made.seen.append(seen)

@@ -18,20 +18,22 @@ class _Spread(ctypes.Structure):
 
 def softmax(x: Array, *, axis: int = -1, out: Array | None = None) -> Launch | None:
     """Compute what the op `softmax` returns; None where it does not apply: see `disttrain.kernels`."""
-    compute = native("softmax")
-    if compute is None or not applies_to(x) or not _has_rows(x, axis):
-        return None
-    out = new_array(x.shape, out)
-    return Launch(compute, (*_rows(x), address(x), address(out)), out)
+    return _along_rows("softmax", x, axis=axis, out=out)
 
 
 def softmax_gradient(g: Array, y: Array, *, axis: int = -1, out: Array | None = None) -> Launch | None:
     """Compute the gradient of `softmax`, of its output `y`; None where it does not apply."""
-    compute = native("softmax_gradient")
-    if compute is None or not applies_to(g, y) or g.shape != y.shape or not _has_rows(y, axis):
-        return None
-    out = new_array(y.shape, out)
-    return Launch(compute, (*_rows(y), address(g), address(y), address(out)), out)
+    return _along_rows("softmax_gradient", g, y, axis=axis, out=out)
+
+
+def log_softmax(x: Array, *, axis: int = -1, out: Array | None = None) -> Launch | None:
+    """Compute what the op `log_softmax` returns; None where it does not apply."""
+    return _along_rows("log_softmax", x, axis=axis, out=out)
+
+
+def log_softmax_gradient(g: Array, y: Array, *, axis: int = -1, out: Array | None = None) -> Launch | None:
+    """Compute the gradient of `log_softmax`, of its output `y`; None where it does not apply."""
+    return _along_rows("log_softmax_gradient", g, y, axis=axis, out=out)
 
 
 def softmax_cross_entropy(logits: Array, targets: Array, *, out: Array | None = None) -> Launch | None:
@@ -59,6 +61,14 @@ def sparse_softmax_cross_entropy_gradient(
     """Compute the gradient of `sparse_softmax_cross_entropy` in `logits`; None where it does not apply."""
     name = "sparse_softmax_cross_entropy_gradient"
     return _gradient(name, g, logits, labels, out) if _are_labels(labels, logits) else None
+
+
+def _along_rows(name: str, *arrays: Array, axis: int, out: Array | None) -> Launch | None:
+    compute, like = native(name), arrays[-1]
+    if compute is None or not applies_to(*arrays) or arrays[0].shape != like.shape or not _has_rows(like, axis):
+        return None
+    out = new_array(like.shape, out)
+    return Launch(compute, (*_rows(like), *map(address, arrays), address(out)), out)
 
 
 def _losses(name: str, logits: Array, targets: Array, out: Array | None) -> Launch | None:

@@ -163,4 +163,4 @@ def test_what_depends_on_several_parts_is_not_joined():
     assert joining.transposed((0,), x, x) is None
     assert joining.picked((0,), column, x, index=3) is None
     assert joining.picked((0,), x, x, index=slice(0, 6, 2)) is None
-    assert joining.side_by_side((0, 0), x, x, x, axis=-2) is None
+    assert joining.beside((0, 0), x, x, x, axis=-2) is None

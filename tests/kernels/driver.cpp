@@ -79,6 +79,10 @@ void disttrain_momentum(int64_t, float*, const float*, float*, float, float);
 void disttrain_nesterov(int64_t, float*, const float*, float*, float, float);
 void disttrain_adam(int64_t, float*, const float*, float*, float*, float, float, float, float, float);
 void disttrain_where_positive(int64_t, const float*, const float*, float*);
+void disttrain_silu(int64_t, const float*, float*);
+void disttrain_silu_gradient(int64_t, const float*, const float*, float*);
+void disttrain_softplus(int64_t, const float*, float*);
+void disttrain_softplus_gradient(int64_t, const float*, const float*, float*);
 void disttrain_batch_norm(int64_t, int64_t, const float*, const float*, const float*, const float*, const float*, float,
                           float*);
 void disttrain_batch_norm_input(int64_t, int64_t, const float*, const float*, const float*, const float*, const float*,
@@ -93,6 +97,8 @@ void disttrain_layer_norm_input(int64_t, int64_t, const float*, const float*, co
 void disttrain_layer_norm_scale(int64_t, int64_t, const float*, const float*, float, float*);
 void disttrain_softmax(int64_t, int64_t, const float*, float*);
 void disttrain_softmax_gradient(int64_t, int64_t, const float*, const float*, float*);
+void disttrain_log_softmax(int64_t, int64_t, const float*, float*);
+void disttrain_log_softmax_gradient(int64_t, int64_t, const float*, const float*, float*);
 void disttrain_softmax_cross_entropy(int64_t, int64_t, const float*, const float*, float*);
 void disttrain_softmax_cross_entropy_gradient(int64_t, int64_t, const Spread*, const float*, const float*, const float*,
                                               float*);
@@ -144,6 +150,10 @@ static void flat(int64_t n) {
     disttrain_nesterov(n, w, g, v, 0.1f, 0.9f);
     disttrain_adam(n, w, g, m, v, 0.1f, 1.0f, 0.1f, 0.001f, 1e-7f);
     disttrain_where_positive(n, g, m, v);
+    disttrain_silu(n, g, m);
+    disttrain_silu_gradient(n, g, m, v);
+    disttrain_softplus(n, g, m);
+    disttrain_softplus_gradient(n, g, m, v);
     for (int64_t approximate : {0, 1}) {
         disttrain_gelu(n, approximate, g, m);
         disttrain_gelu_gradient(n, approximate, g, m, v);
@@ -166,6 +176,8 @@ static int rows(const Rows& r) {
     disttrain_batch_norm_input(r.count, n, g, x, beta, one_each, gamma, cotangents.data(), 1e-3f, y);
     disttrain_softmax(r.count, n, x, y);
     disttrain_softmax_gradient(r.count, n, g, x, y);
+    disttrain_log_softmax(r.count, n, x, y);
+    disttrain_log_softmax_gradient(r.count, n, g, x, y);
     const Spread dense{r.count ? r.count : 1, 0, 1}, single{1, 0, 0};
     disttrain_softmax_cross_entropy(r.count, n, x, g, losses);
     disttrain_softmax_cross_entropy_gradient(r.count, n, &dense, losses, x, g, y);

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from disttrain import Tensor, ops
-from disttrain.autodiff.ops.softmax import _softmax_gradient
+from disttrain.autodiff.ops.softmax import _log_softmax_gradient, _softmax_gradient
 from disttrain.kernels import softmax
 from tests.kernels.shapes import ROWS
 
@@ -45,6 +45,24 @@ def test_softmax(shape, scale, shift, instruction_set, guarded):
     exact = y * (g - (g * y).sum(axis=-1, keepdims=True))
     sizes = np.abs(g) + np.abs(g * y).sum(axis=-1, keepdims=True)
     assert (np.abs(got - exact) <= UNIT * (shape[-1] + 3) * y * sizes + TINY).all()
+
+
+@CASES
+@EVERY_SHAPE
+def test_log_softmax(shape, scale, shift, instruction_set, guarded):
+    rows = Rows(shape, scale, shift)
+    got = softmax.log_softmax(guarded.copy(rows.x)).run()
+    exact = ops.log_softmax.definition(rows.wide)
+    # a relative error of the sum is an absolute one of its logarithm; then three roundings, of numbers no larger
+    assert (np.abs(got - exact) <= rows.error + UNIT * (3 * np.abs(exact) + 3 * np.log(shape[-1]))).all()
+    y = exact.astype(np.float32)
+    got = softmax.log_softmax_gradient(guarded.copy(rows.g), guarded.copy(y)).run()
+    y, g = y.astype(float), rows.g.astype(float)
+    total, sizes = g.sum(axis=-1, keepdims=True), np.abs(g).sum(axis=-1, keepdims=True)
+    exact = g - np.exp(y) * total
+    # exp is right to 1.2 units in the last place; n are added up; a product, and a difference
+    bound = UNIT * ((2.4 + shape[-1] + 2) * np.exp(y) * sizes + np.abs(g)) + TINY * (1 + sizes)
+    assert (np.abs(got - exact) <= bound).all()
 
 
 @CASES
@@ -93,6 +111,7 @@ def test_nan_and_infinities_come_out_as_in_the_definition(values, length, instru
     targets = np.eye(length, dtype=np.float32)[labels]
     for compute, definition, given in [
         (softmax.softmax, ops.softmax.definition, (x,)),
+        (softmax.log_softmax, ops.log_softmax.definition, (x,)),
         (softmax.sparse_softmax_cross_entropy, ops.sparse_softmax_cross_entropy.definition, (x, labels)),
         (softmax.softmax_cross_entropy, ops.softmax_cross_entropy.definition, (x, targets)),
         (
@@ -161,6 +180,8 @@ def test_a_label_that_names_no_class_is_an_error_as_in_the_definition(label, ins
 def test_the_definition_computes_what_kernels_do_not(instruction_set):
     x, labels = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4), np.array([0, 3, 1])
     assert softmax.softmax(x, axis=0) is None
+    assert softmax.log_softmax(x, axis=0) is None
+    assert softmax.log_softmax_gradient(x[:1], x) is None
     assert softmax.softmax(x.astype(float)) is None
     assert softmax.softmax(x.T) is None
     assert softmax.softmax(np.zeros((2, 0), np.float32)) is None
@@ -185,3 +206,9 @@ def test_losses_and_softmax_compute_by_kernels(sparse, instruction_set):
     y = ops.softmax(x)
     assert y.call.op is ops.softmax
     assert _softmax_gradient.launcher is softmax.softmax_gradient
+    y = ops.log_softmax(x)
+    np.testing.assert_array_equal(y.data, softmax.log_softmax(x.data).run())
+    x.grad = None
+    y.backward(rows.g)
+    np.testing.assert_array_equal(x.grad, softmax.log_softmax_gradient(rows.g, y.data).run())
+    assert _log_softmax_gradient.launcher is softmax.log_softmax_gradient

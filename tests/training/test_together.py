@@ -177,3 +177,19 @@ def test_dropout_of_what_is_computed_for_each_shard_keeps_shards_apart():
     got, plans = worlds.alone(train, build)
     assert plans == [None]  # a mask follows from a sample's place, and a shard's first one has another
     assert got == expected
+
+
+def test_a_number_in_memory_may_change_from_step_to_step():
+    def scaled(_comm, static):
+        model, x, y = perceptron()
+        optimizer = dt.optimizers.LossScaleOptimizer(dt.optimizers.SGD(0.1), 1.0, dynamic_growth_steps=1)
+        model.compile(optimizer, "sparse_categorical_crossentropy", static=static)
+        model.fit(x.astype(np.float32), y, BATCH, 2, verbose=0, shards=SHARDS)
+        (replica,) = model._replicas.values()
+        return (dt.state_digest(model), optimizer.dynamic_scale), list(replica._sharded._plans.values())
+
+    expected, _ = worlds.alone(scaled, False)
+    got, plans = worlds.alone(scaled, "auto")
+    assert [type(plan) for plan in plans] == [Plan]
+    assert got == expected
+    assert got[1] == 2.0**10

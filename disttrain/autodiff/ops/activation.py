@@ -8,6 +8,7 @@ from disttrain.autodiff.op import op
 from disttrain.autodiff.ops.elementwise import cast, sigmoid, tanh, where
 from disttrain.autodiff.ops.erf import erf
 from disttrain.backend import Array, get_array_module
+from disttrain.kernels import elementwise as elementwise_kernels
 from disttrain.kernels import gelu as kernels
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
@@ -38,9 +39,14 @@ gelu.joined = each(0)
 gelu.gradient(0).joined = each(2, 0, 1)
 
 
+@composite
 def silu(x: Array) -> Array:
     """Return ``x * sigmoid(x)``, also called swish."""
     return x * sigmoid(x)
+
+
+silu.kernel(elementwise_kernels.silu)
+silu.gradient(0).kernel(elementwise_kernels.silu_gradient)
 
 
 @op
@@ -49,9 +55,20 @@ def softplus(x: Array) -> Array:
     return get_array_module(x).logaddexp(x, 0)
 
 
+softplus.kernel(elementwise_kernels.softplus)
+
+
 @softplus.vjp
 def _(g: Array, _y: Array, x: Array) -> tuple[Array, ...]:
-    return (g * sigmoid(x),)
+    return (_softplus_gradient(g, x),)
+
+
+@composite
+def _softplus_gradient(g: Array, x: Array) -> Array:
+    return g * sigmoid(x)
+
+
+_softplus_gradient.kernel(elementwise_kernels.softplus_gradient)
 
 
 @op
@@ -89,4 +106,7 @@ def _(g: Array, _y: Array, x: Array, *, negative_slope: float = 0.2) -> tuple[Ar
 
 
 leaky_relu.joined = elementwise
-softplus.joined = elu.joined = nowhere
+silu.joined = softplus.joined = each(0)
+silu.gradient(0).joined = each(2, 0, 1)
+_softplus_gradient.joined = each(0, 1)
+elu.joined = nowhere

@@ -202,11 +202,12 @@ for _op in (reshape, transpose, broadcast_to, sum_to, getitem):
     _op.may_view = True
 
 reshape.joined = joining.reshaped
+flip.joined = joining.beside
 transpose.joined = joining.transposed
 broadcast_to.joined = joining.broadcast
 sum_to.joined = joining.nowhere
 getitem.joined = joining.picked
 scatter_add.joined = joining.put
-_concatenate.joined = joining.side_by_side
+_concatenate.joined = joining.beside
 pick.joined = joining.each(0, 1, inner=1)
 place.joined = joining.each(0, 1)

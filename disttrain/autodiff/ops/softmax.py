@@ -3,7 +3,7 @@
 import numpy as np
 
 from disttrain.autodiff.composite import composite
-from disttrain.autodiff.joining import Axes, Joined, each, nowhere
+from disttrain.autodiff.joining import Axes, Joined, each
 from disttrain.autodiff.op import op
 from disttrain.autodiff.ops.elementwise import exp
 from disttrain.autodiff.ops.reduction import sum
@@ -42,13 +42,6 @@ def _softmax_gradient(g: Array, y: Array, *, axis: int) -> Array:
 _softmax_gradient.kernel(kernels.softmax_gradient)
 
 
-def _joined(axes: Axes, made: Array, *given: Array, axis: int = -1) -> Joined:
-    return each(0, 1, inner=1)(axes, made, *given) if axis in (-1, len(made.shape) - 1) else None
-
-
-softmax.joined = _softmax_gradient.joined = _joined
-
-
 @op
 def log_softmax(x: Array, *, axis: int = -1) -> Array:
     """Return the logarithm of `softmax`, exact where that would underflow. Shape: as `x`."""
@@ -57,9 +50,25 @@ def log_softmax(x: Array, *, axis: int = -1) -> Array:
     return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
 
 
+log_softmax.kernel(kernels.log_softmax)
+
+
 @log_softmax.vjp
 def _(g: Array, y: Array, _x: Array, *, axis: int = -1) -> tuple[Array, ...]:
-    return (g - exp(y) * sum(g, axis=axis, keepdims=True),)
+    return (_log_softmax_gradient(g, y, axis=axis),)
 
 
-log_softmax.joined = nowhere
+@composite
+def _log_softmax_gradient(g: Array, y: Array, *, axis: int) -> Array:
+    return g - exp(y) * sum(g, axis=axis, keepdims=True)
+
+
+_log_softmax_gradient.kernel(kernels.log_softmax_gradient)
+
+
+def _joined(axes: Axes, made: Array, *given: Array, axis: int = -1) -> Joined:
+    return each(0, 1, inner=1)(axes, made, *given) if axis in (-1, len(made.shape) - 1) else None
+
+
+for _op in (softmax, _softmax_gradient, log_softmax, _log_softmax_gradient):
+    _op.joined = _joined

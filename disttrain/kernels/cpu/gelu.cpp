@@ -18,17 +18,6 @@ using namespace disttrain;
 
 namespace {
 
-struct Shares {
-    Vector below, product;  // P and P * (1 - P)
-
-    explicit Shares(Vector logit) {
-        // of the negative size: exp does not overflow, and 1 - P loses no digits
-        const Vector other = exponential(logit > 0.0f ? -logit : logit), whole = 1.0f / (1.0f + other);
-        below = logit > 0.0f ? whole : other * whole;
-        product = other * whole * whole;
-    }
-};
-
 struct Exact {
     static Vector logit(Vector x) {
         const Vector s = smaller(x * x, broadcast(36.0f));

@@ -3,6 +3,8 @@
 //
 //   softmax                       y = exp(x - max) / sum(exp(x - max))
 //   softmax_gradient              y * (g - sum(g * y))
+//   log_softmax                   y = x - max - log(sum(exp(x - max)))
+//   log_softmax_gradient          g - exp(y) * sum(g)
 //   softmax_cross_entropy         -sum(t * log(softmax(x)))
 //   sparse_softmax_cross_entropy  -log(softmax(x))[label]
 //   their gradients in x          g * (softmax(x) * sum(t) - t);  g * (softmax(x) - 1 at the label)
@@ -89,6 +91,26 @@ void disttrain_softmax_gradient(int64_t rows, int64_t n, const float* g, const f
         const float mean = sum_of(sum);
         for_vectors(n, [&](int64_t i, auto at) {
             at.put(to + i, at.get(share + i, 0.0f) * (at.get(from + i, 0.0f) - mean));
+        });
+    });
+}
+
+void disttrain_log_softmax(int64_t rows, int64_t n, const float* x, float* y) {
+    for_rows(rows, n, [=](int64_t row) {
+        const float* own = x + row * n;
+        const float most = largest(n, own), log_sum = std::log(sum_of_exponentials(n, own, most));
+        for_vectors(n, [&](int64_t i, auto at) { at.put(y + row * n + i, at.get(own + i, most) - most - log_sum); });
+    });
+}
+
+void disttrain_log_softmax_gradient(int64_t rows, int64_t n, const float* g, const float* y, float* out) {
+    for_rows(rows, n, [=](int64_t row) {
+        const float *from = g + row * n, *logarithm = y + row * n;
+        Vector sum{};
+        for_vectors(n, [&](int64_t i, auto at) { sum += at.get(from + i, 0.0f); });
+        const float total = sum_of(sum);
+        for_vectors(n, [&](int64_t i, auto at) {
+            at.put(out + row * n + i, at.get(from + i, 0.0f) - exponential(at.get(logarithm + i, 0.0f)) * total);
         });
     });
 }
