@@ -88,11 +88,13 @@ class _Joined:
                     return False
                 given = [self._argument(call.args[0], part) for part in range(self._parts)]
                 self._whole[call.output] = self._emit(at, given, op=op.of_parts)
-            elif all(isinstance(arg, Constant) or self._is_shared(arg) for arg in call.args):
+            elif op.joined is None:
+                return False
+            elif not op.is_placed and all(isinstance(arg, Constant) or self._is_shared(arg) for arg in call.args):
                 self._whole[call.output] = self._emit(at, [self._argument(arg, 0) for arg in call.args])
             elif self._join(at):
                 saves = saves or op.launcher is not None
-            elif op.joined is None or op.is_placed:
+            elif op.is_placed:
                 return False
             else:
                 self._later[call.output] = at
@@ -115,8 +117,9 @@ class _Joined:
         """Make a call once for all parts, if its op can; return whether."""
         call = self._trace.calls[at]
         assert call.op is not None
+        assert call.op.joined is not None
         numbers = [arg for arg in call.args if isinstance(arg, int)]
-        if call.op.joined is None or at in self._apart or any(number not in self._whole for number in numbers):
+        if at in self._apart or any(number not in self._whole for number in numbers):
             return False
         axes = tuple(self._axis.get(arg) if isinstance(arg, int) else None for arg in call.args)
         seen = [self._trace.seen[arg] if isinstance(arg, int) else arg.value for arg in call.args]

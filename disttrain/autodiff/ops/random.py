@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from disttrain.autodiff.joining import each
+from disttrain.autodiff.joining import Axes, Joined
 from disttrain.autodiff.op import op
 from disttrain.backend import Array, get_array_module, sample_bits
 
@@ -42,4 +42,10 @@ def _(_g: Array, _y: Array, _x: Array, *, rate: float, draw: Callable[..., Any])
 
 
 _mask.is_placed = True
-_mask.joined = lambda axes, *given, **attributes: each(0)(axes, *given) if axes == (0,) else None
+
+
+def _joined(axes: Axes, *_given: Any, **_attributes: Any) -> Joined:
+    return (0, (0,)) if axes[0] in (0, None) else None
+
+
+_mask.joined = _joined
