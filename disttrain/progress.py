@@ -3,9 +3,9 @@
 One word goes the other way: it asks the rank to end.
 
 A record is a file of a few words of 8 bytes, mapped into memory. Each is written by one aligned store, so that a
-reader never sees half a word; words that belong together are believed once they no longer change. There is no clock
-in it: who reads it sees when it changes, and an update costs a tenth of a microsecond. Without a supervisor the words
-lie in private memory, and nobody reads them.
+reader never sees half a word; words that belong together are believed once they no longer change. When they changed
+who reads it sees for himself; only what a rank has spent on what it adds up itself, by a clock that nobody can set.
+Without a supervisor the words lie in private memory, and nobody reads them.
 """
 
 import contextlib
@@ -14,9 +14,11 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
+from time import monotonic_ns
+from typing import NamedTuple
 
 
 class Phase(IntEnum):
@@ -58,15 +60,46 @@ _WORDS = {
     Phase.SHUTDOWN: "shutdown",
     Phase.LEFT: "the end",
 }
+
+
+class Spent(NamedTuple):
+    """What a rank has spent on what, in nanoseconds since it began; what is none of these is in no step.
+
+    Attributes:
+        data: until it had the next batch.
+        compute: forward, backward, metrics and optimizer.
+        own: callbacks, and the script's own code.
+        network: to send, and until a message was sent.
+        waiting: for other ranks.
+    """
+
+    data: int = 0
+    compute: int = 0
+    own: int = 0
+    network: int = 0
+    waiting: int = 0
+
+
 _OF_A_STEP = {Phase.FORWARD, Phase.BACKWARD, Phase.BUCKET, Phase.METRICS, Phase.OPTIMIZER}
 _OPS = ("", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier", "send", "recv", "shard_sum")
 _MESSAGES = ("send", "recv")
 _KINDS = {"f": "float", "i": "int", "u": "uint", "b": "bool", "c": "complex"}
 
 # The places of the words; the host's name lies behind them.
-_PLACE, _PID, _RUN, _STEP, _PHASE, _CALL, _WHAT, _BYTES, _PEER, _WAITS, _ASKED = range(11)
-_HOST = slice(128, 256)
-_RECORD_BYTES = 256
+_PLACE, _PID, _RUN, _STEP, _PHASE, _CALL, _WHAT, _BYTES, _PEER, _WAITS, _ASKED, _SAMPLES = range(12)
+_DATA, _COMPUTE, _OWN, _NETWORK, _WAITING, _OTHER = range(12, 18)  # nanoseconds, as of `Spent`
+_HOST = slice(256, 384)
+_RECORD_BYTES = 384
+
+_SPENT_ON = {
+    **dict.fromkeys(Phase, _OTHER),
+    **dict.fromkeys((Phase.FORWARD, Phase.BACKWARD, Phase.METRICS, Phase.OPTIMIZER), _COMPUTE),
+    **dict.fromkeys((Phase.CALLBACK, Phase.SCRIPT), _OWN),
+    Phase.DATA: _DATA,
+    Phase.BUCKET: _NETWORK,
+}
+_places = tuple(_SPENT_ON[each] for each in Phase)  # by phase: found in half the time
+_NS = (1 << 64) - 1  # two threads that take turns may take a moment from each other, and no word is negative
 
 Call = tuple[int, int, int]  # sequence number; op, dtype and group in one number; bytes
 
@@ -92,6 +125,8 @@ class Record:
         waits: how many times it has waited; tells two equal calls apart.
         group: number of the group of ranks whose call it is; 0 for that of all.
         proxy: the process that stands for it on the reader's host, where that is another; 0: there is none.
+        samples: how many its steps have had.
+        spent: on what.
     """
 
     rank: int
@@ -108,6 +143,8 @@ class Record:
     waits: int
     group: int = 0
     proxy: int = 0
+    samples: int = field(default=0, compare=False)
+    spent: Spent = field(default=Spent(), compare=False)
 
     @property
     def pid_here(self) -> int:
@@ -143,6 +180,7 @@ def _private() -> memoryview:
 
 
 _words = _private()
+_place, _since_ns = _OTHER, 0  # what time is spent on, and since when
 
 
 def keep(path: Path, rank: int, world_size: int) -> None:
@@ -210,6 +248,8 @@ def own() -> Record:
 def at(phase: Phase, number: int = 0) -> None:
     """Note what this rank does from now on."""
     _words[_PHASE] = number << 8 | phase
+    if _places[phase] != _place:
+        _spend(_places[phase])
 
 
 def begin_run() -> None:
@@ -217,10 +257,11 @@ def begin_run() -> None:
     _words[_RUN] += 1
 
 
-def begin_step(number: int) -> None:
-    """Note that step `number`, counted from 0 over all epochs, begins with its forward pass."""
+def begin_step(number: int, samples: int = 0) -> None:
+    """Note that step `number`, counted from 0 over all epochs, begins with its forward pass of so many samples."""
     _words[_STEP] = number + 1
-    _words[_PHASE] = Phase.FORWARD
+    _words[_SAMPLES] += samples
+    at(Phase.FORWARD)
 
 
 @contextlib.contextmanager
@@ -240,6 +281,7 @@ def phase(name: Phase) -> Iterator[None]:
         raise
     finally:
         _words[_PHASE] = before
+        _spend(_places[before & 0xFF])
 
 
 def call(sequence: int, op: str, kind: str, itemsize: int, nbytes: int, group: int = 0) -> Call:
@@ -263,16 +305,43 @@ def waits(call: Call, peer: int | None = None) -> None:
     words[_PEER] = 0 if peer is None else peer + 1
     words[_WAITS] += 1
     words[_CALL] = call[0] << 1 | 1
+    if _place != _WAITING:
+        _spend(_WAITING)
 
 
-def waits_for(peer: int) -> None:
-    """Note which rank this one waits for in the collective that it waits in."""
+def waits_for(peer: int, *, to_send: bool = False) -> None:
+    """Note which rank this one waits for in the collective that it waits in; `to_send`: to take its message."""
     _words[_PEER] = peer + 1
+    place = _NETWORK if to_send else _WAITING
+    if place != _place:
+        _spend(place)
 
 
 def goes_on() -> None:
     """Note that this rank no longer waits."""
-    _words[_CALL] &= ~1
+    words = _words
+    words[_CALL] &= ~1
+    _spend(_places[words[_PHASE] & 0xFF])
+
+
+def sends() -> int:
+    """Note that this rank begins to send a message, and return what `has_sent` is to be given."""
+    before = _place
+    _spend(_NETWORK)
+    return before
+
+
+def has_sent(before: int) -> None:
+    """Note that what was begun by `sends` is done."""
+    _spend(before)
+
+
+def _spend(place: int) -> None:
+    """Add the time since the last call to what it was spent on; from now on it is spent on `place`."""
+    global _place, _since_ns
+    now_ns = monotonic_ns()
+    _words[_place] = _words[_place] + now_ns - _since_ns & _NS
+    _place, _since_ns = place, now_ns
 
 
 def _decode(data: bytes, *, empty: bool = False) -> Record | None:
@@ -296,6 +365,8 @@ def _decode(data: bytes, *, empty: bool = False) -> Record | None:
         is_waiting=bool(words[_CALL] & 1),
         waits=words[_WAITS],
         group=what >> 32,
+        samples=words[_SAMPLES],
+        spent=Spent(*words[_DATA:_OTHER]),
     )
 
 

@@ -29,6 +29,7 @@ from launch.job import Command, Job, commands
 from launch.relay import HOLD_S, Sink, Stream
 from launch.report import GROWTH, REFUSAL, Ending, killed, loss_in_words, read_reports, signal_in, told
 from launch.restarts import Restarts
+from launch.stragglers import Stragglers
 from launch.watch import LOOK_S, RECORD, STACKS, Watch, read_records
 from launch.worker import BEREFT, DONE, EXITED, FAILED, INTERRUPTED, PIPES
 
@@ -138,6 +139,7 @@ class _Running:
         self._asked_s = _NEVER_S
         self._deadline_s = _NEVER_S
         self._watch = Watch(job.workers, job.hang_timeout_s)
+        self._stragglers = Stragglers()
         self._look_s = 0.0
         self._has_seen_all = False
         self._hang = ""  # what the watch has found
@@ -195,9 +197,14 @@ class _Running:
         if self._has_seen_all or not (is_ending or now_s >= self._look_s):
             return
         self._look_s = now_s + LOOK_S
-        finding = self._watch.look(now_s, self._records())
+        records = self._records()
+        finding = self._watch.look(now_s, records)
         self._has_seen_all = is_ending or finding is not None
-        if finding is None or is_ending:
+        if is_ending:
+            return
+        if finding is None:
+            for slow in self._stragglers.look(records) if self._job.hang_timeout_s else ():
+                self.say(slow.words(records[slow.rank]))
             return
         self._found_s, self._has_failed = now_s, True
         able = {rank: sight for rank, sight in self._watch.sights.items() if sight.can_answer}

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -50,6 +51,62 @@ def test_step_phase_and_call_are_read_as_they_were_noted(kept):
     assert progress.read(kept).words == "step 7, bucket 2"
     progress.at(Phase.CHECKPOINT)
     assert progress.read(kept).words == "checkpoint, after step 7"
+
+
+def test_time_is_added_to_what_it_was_spent_on(kept, monkeypatch):
+    now_ns = iter(range(0, 1 << 20, 1 << 10))  # each look at the clock is 1024 ns later
+    monkeypatch.setattr(progress, "monotonic_ns", lambda: next(now_ns))
+    progress.at(Phase.DATA)
+    before = progress.read(kept).spent
+
+    def added():
+        nonlocal before
+        last, before = before, progress.read(kept).spent
+        return {word: ns // 1024 for word, ns in (Counter(before._asdict()) - Counter(last._asdict())).items()}
+
+    progress.begin_step(0, 5)
+    progress.begin_step(1, 3)
+    assert progress.read(kept).samples == 8
+    assert added() == {"data": 1}
+    progress.at(Phase.BACKWARD)
+    progress.at(Phase.METRICS)
+    assert added() == {}  # what was begun last is added when it ends
+    progress.waits(progress.call(1, "all_reduce", "f", 4, 64))
+    assert added() == {"compute": 1}
+    began = progress.sends()
+    progress.has_sent(began)
+    progress.waits_for(2)
+    assert added() == {"waiting": 1, "network": 1}
+    progress.waits_for(2, to_send=True)
+    progress.waits_for(1)
+    assert added() == {"waiting": 1, "network": 1}
+    progress.goes_on()
+    progress.at(Phase.BUCKET)
+    progress.at(Phase.CALLBACK)
+    assert added() == {"waiting": 1, "compute": 1, "network": 1}
+    with progress.phase(Phase.CHECKPOINT):
+        assert added() == {"own": 1}
+    progress.at(Phase.SHUTDOWN)
+    assert added() == {"own": 1}  # and nothing of the checkpoint
+
+
+def test_the_clock_is_looked_at_only_where_something_else_begins(kept, monkeypatch):
+    looks = []
+    monkeypatch.setattr(progress, "monotonic_ns", lambda: looks.append(1) or 0)
+    for phase in (Phase.FORWARD, Phase.BACKWARD, Phase.METRICS, Phase.OPTIMIZER):
+        progress.at(phase)
+    progress.waits(progress.call(1, "all_reduce", "f", 4, 64))
+    progress.waits_for(1)
+    progress.goes_on()
+    assert len(looks) == 3
+
+
+def test_time_spent_does_not_make_another_record(kept):
+    before = progress.read(kept)
+    progress.has_sent(progress.sends())
+    after = progress.read(kept)
+    assert after.spent != before.spent
+    assert after == before  # the watch looks for what does not change
 
 
 def test_waiting_again_for_an_equal_message_changes_the_record(kept):
@@ -131,7 +188,7 @@ def test_a_reader_never_sees_half_a_word(kept):
 def test_a_training_passes_through_the_phases_in_their_order(monkeypatch, tmp_path):
     noted = []
     monkeypatch.setattr(progress, "at", lambda phase, number=0: noted.append((phase, number)))
-    monkeypatch.setattr(progress, "begin_step", lambda number: noted.append((Phase.FORWARD, number)))
+    monkeypatch.setattr(progress, "begin_step", lambda number, samples: noted.append((Phase.FORWARD, number)))
     model = dt.Sequential([dt.layers.Dense(2, input_shape=(3,))])
     model.compile("sgd", "mse", static=False)
     x = np.ones((4, 3))

@@ -141,7 +141,7 @@ class _Message(ABC):
         """Block until the message has gone through."""
         if self.test():
             return
-        progress.waits_for(self._peer)
+        progress.waits_for(self._peer, to_send=isinstance(self, _Sent))
         patience = Patience(self._comm.rank, self._peer, time.monotonic())
         while not self.test():
             patience.check(time.monotonic())

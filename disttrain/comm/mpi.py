@@ -234,7 +234,7 @@ class _Message:
 
     def _wait_long(self, begin: float) -> None:
         """Wait without holding the core, and without waiting for ever for a rank that has left."""
-        progress.waits_for(self._peer)
+        progress.waits_for(self._peer, to_send=self._expected is None)
         own = self._comm.job_ranks[self._comm.rank]
         patience = Patience(own, self._peer, begin)
         look_s, left_s = begin + _LOOK_S, float("inf")

@@ -81,11 +81,14 @@ class Channel:
         """Start to send `array` to rank `dest`; if it is the first, behind what this rank has called."""
         dest = dest if self._ranks is None else self._ranks[dest]
         comm = self._comm
+        before = progress.sends()
         if self.call is not None and dest not in self._sent_to:
             self._sent_to.add(dest)
             comm._contract.send_head(self.call, dest)
         comm.bytes_sent += array.nbytes
-        return comm._isend(array, dest, self._tag)
+        message = comm._isend(array, dest, self._tag)
+        progress.has_sent(before)
+        return message
 
     def receive(self, array: HostArray, source: int) -> Request:
         """Start to receive `array` from rank `source`; if it is the first, behind what that rank has called."""

@@ -150,7 +150,7 @@ class Replica:
             DriftError: the replicas have drifted apart, and this step was one to look.
         """
         number = self.optimizer.steps
-        progress.begin_step(number)
+        progress.begin_step(number, len(batch.samples))
         self.update.begin()
         self.gradients.scale_by(self.optimizer.loss_scale)
         before = [weight.data.copy() for weight in self._state]
