@@ -152,6 +152,11 @@ class Record:
         return self.proxy or self.pid
 
     @property
+    def begun(self) -> tuple[int, int]:
+        """How many calls of `fit`, and how many steps over all epochs, have begun."""
+        return self.run, 0 if self.step is None else self.step + 1
+
+    @property
     def words(self) -> str:
         """Where the rank is, as in ``step 7, forward``."""
         text = _WORDS[self.phase].format(self.number)

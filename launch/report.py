@@ -76,7 +76,9 @@ class Ending:
         rank: the first that failed, None where that is not known.
         workers: how many there were.
         why: what it did, in a few words.
-        step: the one that this rank had begun last, None before the first, or where that is not known.
+        step: the one that this rank had begun last, None before the first, or where that is not known; where no rank
+            is known, the last of all that are seen.
+        run: how many calls of `fit` had begun.
         has_started: whether this rank ever ran; where none is known, whether all did, as far as this host sees.
     """
 
@@ -87,13 +89,22 @@ class Ending:
     workers: int = 1
     why: str = ""
     step: int | None = None
+    run: int = 0
     has_started: bool = True
 
     @property
     def cause(self) -> str:
         """Who failed, and why, in a few words."""
-        who = "a rank" if self.rank is None else f"rank {self.rank} of {self.workers}"
-        return f"{who} {self.why}, {'before its first step' if self.step is None else f'in step {self.step}'}"
+        return f"{self._who} {self.why}, {'before its first step' if self.step is None else f'in step {self.step}'}"
+
+    def diagnosis(self, times: int) -> str:
+        """Return who has failed so many times, where, and how."""
+        where = "before its first step" if self.step is None else f"at step {self.step}"
+        return f"{self._who} failed {times} times {where}: {self.why.removeprefix('failed with ')}"
+
+    @property
+    def _who(self) -> str:
+        return "a rank" if self.rank is None else f"rank {self.rank} of {self.workers}"
 
 
 def read_reports(folder: Path) -> list[Report]:
@@ -160,6 +171,7 @@ def loss_in_words(
     return f"disttrain: {who} was ended by signal {number} ({signal.Signals(number).name}){hint}\n"
 
 
-def killed(number: int) -> str:
-    """Return what became of a process that a signal has ended, in a few words."""
-    return f"was ended by {signal.Signals(number).name}"
+def killed(number: int, memory: str) -> str:
+    """Return what became of a process that a signal has ended, in a few words; `memory` as of `loss_in_words`."""
+    lacked = ", for lack of memory" if memory and number == signal.SIGKILL else ""
+    return f"was ended by {signal.Signals(number).name}{lacked}"

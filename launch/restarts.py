@@ -1,14 +1,14 @@
 """Restarts: whether a job that has ended is started again, and on how many workers."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from launch.growth import ASK_S
 from launch.job import Job
 from launch.report import GROWTH, Ending
 
-_ATTEMPTS = 2  # at a step at which each fails in the same way
 DOUBT_S = 60.0  # a failed attempt to have more workers may cost as much as half of it
-_DEATHS = 3  # the same, by a signal: whoever sends signals may send two at the same step
+_TRIES = 3  # at a step that the job does not get past
 
 
 class Restarts:
@@ -26,7 +26,8 @@ class Restarts:
         self._job = job
         self._fewest = job.min_workers or job.workers
         self._causes: list[str] = []
-        self._failures: list[tuple[str, int | None]] = []
+        self._furthest = (0, -1)  # where it has failed: in which `fit`, at which step of it
+        self._failures = Counter[tuple[int, int]]()  # since, by place
         self._had = 0  # workers, before it ended so that it could have more
         self._wait_s = ASK_S
         self.sizes: Sequence[int] = range(job.workers, self._fewest - 1, -1)
@@ -59,14 +60,9 @@ class Restarts:
         self._had, self._wait_s = 0, ASK_S
         if not ending.kind or not self._job.max_restarts:
             return self._summary() if ending.code else ""
-        self._failures.append((ending.kind, ending.step))
-        limit = _DEATHS if ending.kind.startswith("signal") else _ATTEMPTS
         cause, left = ending.cause, self._job.max_restarts - len(self._causes)
-        if self._failures[-limit:] == [self._failures[-1]] * limit:
-            times = "three times" if limit == _DEATHS else "twice"
-            return (
-                f"disttrain: no restart: {cause}, {times} in a row, which a restart does not mend\n" + self._summary()
-            )
+        if self._failures_at(ending, kept) == _TRIES:
+            return f"disttrain: no restart: {ending.diagnosis(_TRIES)}; a restart does not mend it\n" + self._summary()
         if not left:
             return f"disttrain: no restart is left of {self._job.max_restarts}: {cause}\n" + self._summary()
         self.goes_on = True
@@ -85,6 +81,16 @@ class Restarts:
     def most(self) -> int:
         """How many workers it may have."""
         return self._job.max_workers or self._job.workers
+
+    def _failures_at(self, ending: Ending, kept: int | None) -> int:
+        """Note a failure, and return how many there were at its step, since the job has failed further on than ever."""
+        step = kept if ending.step is None else ending.step
+        place = (ending.run, -1 if step is None else step)
+        if place > self._furthest:
+            self._furthest = place
+            self._failures.clear()
+        self._failures[place] += 1
+        return self._failures[place]
 
     def _grown(self, ending: Ending, place: str) -> str:
         """Note that it is to have more workers, or that it could not: neither is a failure that counts."""

@@ -105,7 +105,7 @@ class Stragglers:
             self._last, self._is_warm = now, False
             self._slices.clear()
             return []
-        steps = {r: _begun(now[r]) - _begun(self._last[r]) for r in now}
+        steps = {r: now[r].begun[1] - self._last[r].begun[1] for r in now}
         if len(now) < 2 or min(steps.values()) < (1 if self._is_warm else FIRST_STEPS):
             return []
         if self._is_warm:
@@ -193,18 +193,13 @@ def _total(parts: Sequence[Part]) -> Part:
 
 def _between(before: Record, after: Record) -> Part:
     spent = Spent(*(b - a for a, b in zip(before.spent, after.spent, strict=True)))
-    return Part(steps=_begun(after) - _begun(before), samples=after.samples - before.samples, spent=spent)
+    return Part(steps=after.begun[1] - before.begun[1], samples=after.samples - before.samples, spent=spent)
 
 
 def _is_another(record: Record, last: Record) -> bool:
     """Return whether these are not of the same run, one later than the other."""
     before = (last.pid, last.run, last.world_size)
-    return (record.pid, record.run, record.world_size) != before or _begun(record) < _begun(last)
-
-
-def _begun(record: Record) -> int:
-    """Return how many steps were begun."""
-    return -1 if record.step is None else record.step
+    return (record.pid, record.run, record.world_size) != before or record.begun < last.begun
 
 
 def _ms(seconds: float) -> str:

@@ -275,7 +275,7 @@ class _Running:
             text += self._others(first.rank if is_first else lost)
             if is_first:
                 return self._failure(first.exit_code, text, "exception", first.rank, f"failed with {first.error}")
-            return self._failure(first.exit_code, text, f"signal {number}", lost, killed(number))
+            return self._failure(first.exit_code, text, f"signal {number}", lost, killed(number, memory))
         if self._hang:
             return self._failure(HUNG, self._hang, "hang", self._culprit, "held up the others")
         if self._asked:
@@ -285,7 +285,7 @@ class _Running:
         # Of a signal the launcher knows no more than this; of anything else it may.
         loss += self._others(lost)
         if number:
-            return self._failure(128 + number, loss, f"signal {number}", lost, killed(number))
+            return self._failure(128 + number, loss, f"signal {number}", lost, killed(number, memory))
         loss = self._unsaid.decode(errors="replace") + loss
         return self._failure(code, loss, "exit", lost, f"ended with exit code {code}")
 
@@ -301,7 +301,9 @@ class _Running:
 
     def _failure(self, code: int, report: str, kind: str, rank: int | None, why: str) -> Ending:
         """Return an end that a restart may mend, unless the end was asked for."""
-        sight = None if rank is None else self._watch.sights.get(rank)
+        seen = {each: sight.record for each, sight in self._watch.sights.items()}
+        own = seen.values() if rank is None else [seen[rank]] if rank in seen else []
+        last = max(own, key=lambda record: record.begun, default=None)
         return Ending(
             code=code,
             report=report,
@@ -309,8 +311,9 @@ class _Running:
             rank=rank,
             workers=self._job.workers,
             why=why,
-            step=None if sight is None else sight.record.step,
-            has_started=len(self._watch.sights) == self._job.workers if rank is None else sight is not None,
+            run=0 if last is None else last.run,
+            step=None if last is None else last.step,
+            has_started=len(seen) == self._job.workers if rank is None else last is not None,
         )
 
     def say(self, text: str) -> None:

@@ -35,24 +35,57 @@ def test_what_is_no_failure_is_not_started_again(ending):
     assert not policy.goes_on
 
 
-@pytest.mark.parametrize(("kind", "times"), [("exception", 2), ("hang", 2), ("exit", 2), ("signal 11", 3)])
-@pytest.mark.parametrize("step", [None, 17])
-def test_the_same_end_at_the_same_step_is_not_mended(kind, times, step):
+@pytest.mark.parametrize("kinds", [["exception"] * 3, ["hang"] * 3, ["signal 11"] * 3, ["exit", "signal 9", "hang"]])
+@pytest.mark.parametrize(("step", "where"), [(None, "before its first step"), (17, "at step 17")])
+def test_three_failures_at_the_same_step_are_not_mended(kinds, step, where):
     policy = restarts(times=9)
-    for _ in range(times - 1):
+    for kind in kinds[:-1]:
         policy.after(failure(kind, step), 5)
         assert policy.goes_on
-    said = policy.after(failure(kind, step), 5)
+    said = policy.after(failure(kinds[-1], step, why="failed with ValueError: 3 is too much"), 5)
     assert not policy.goes_on
-    assert "in a row, which a restart does not mend" in said
-    assert said.count("\n") == times  # and a line for each restart before
+    assert said.startswith(f"disttrain: no restart: rank 1 of 4 failed 3 times {where}: ValueError: 3 is too much; ")
+    assert said.count("\n") == 3  # and a line for each restart before
 
 
-def test_another_step_or_another_end_counts_anew():
-    policy = restarts(times=9)
-    for kind, step in [("exception", 1), ("exception", 2), ("exit", 2), ("exception", 2), ("signal 9", 2)]:
-        policy.after(failure(kind, step), 5)
+def test_a_job_that_gets_further_is_started_again():
+    policy = restarts(times=99)
+    for step in [3, 3, 4, 4, 17, 17, 18, 18, 19]:
+        policy.after(failure("exception", step), step)
         assert policy.goes_on
+
+
+def test_a_failure_further_back_is_no_progress():
+    policy = restarts(times=99)
+    for step in [17, 5, 17, None]:
+        policy.after(failure("exception", step), None)
+        assert policy.goes_on
+    policy.after(failure("exception", 17), None)
+    assert not policy.goes_on
+
+
+def test_the_steps_of_another_fit_are_others():
+    policy = restarts(times=99)
+    for run, step in [(1, 17), (1, 17), (2, 3), (2, 17), (2, 17), (3, 17)]:
+        policy.after(failure("exception", step, run=run), None)
+        assert policy.goes_on
+
+
+def test_where_no_rank_is_seen_the_state_in_memory_shows_progress():
+    policy = restarts(times=99)
+    for kept in [10, 20, 20, 30, 30, 40, 40]:
+        policy.after(failure(step=None, rank=None), kept)
+        assert policy.goes_on
+    policy.after(failure(step=None, rank=None), 40)
+    assert not policy.goes_on
+
+
+def test_growth_is_no_failure_at_a_step():
+    policy = restarts(times=9)
+    for ending in (failure(), failure(), Ending(code=75, kind=GROWTH, workers=2)):
+        policy.after(ending, 5)
+        assert policy.goes_on
+    assert policy.after(failure(), 5).startswith("disttrain: no restart: ")
 
 
 def test_restarts_are_counted():
@@ -131,14 +164,15 @@ def run(program, script, *options):
     return program.run("run", *options, "--max-restarts", "3", "script.py")
 
 
-def test_a_script_that_cannot_start_ends_after_two_attempts_with_its_report(program):
+def test_a_script_that_cannot_start_ends_after_three_attempts_with_its_report(program):
     done = run(program, "import no_such_module")
     assert done.exit_code == 1
-    assert done.out == "attempt 0\nattempt 1\n".replace("\n", " of 1\n")
-    assert done.err.count("Traceback (most recent call last)") == 2
-    cause = "rank 0 of 1 failed with ModuleNotFoundError: No module named 'no_such_module', before its first step"
-    assert f"disttrain: no restart: {cause}, twice in a row" in done.err
-    assert done.err.endswith(f"disttrain: restart 1 was because {cause}\n")
+    assert done.out == "".join(f"attempt {number} of 1\n" for number in range(3))
+    assert done.err.count("Traceback (most recent call last)") == 3
+    error = "ModuleNotFoundError: No module named 'no_such_module'"
+    cause = f"rank 0 of 1 failed with {error}, before its first step"
+    assert f"disttrain: no restart: rank 0 of 1 failed 3 times before its first step: {error}; " in done.err
+    assert done.err.endswith("".join(f"disttrain: restart {number} was because {cause}\n" for number in (1, 2)))
 
 
 def test_a_failure_that_does_not_come_again_is_mended_and_told(program):
@@ -155,7 +189,7 @@ def test_the_exit_code_is_that_of_the_last_attempt(program):
     done = run(program, "sys.exit(3) if attempt else os.kill(os.getpid(), signal.SIGKILL)")
     assert done.exit_code == 3
     assert "was ended by SIGKILL" in done.err
-    assert len(list((program.folder / "attempts").iterdir())) == 3  # the exit comes twice
+    assert len(list((program.folder / "attempts").iterdir())) == 3  # and no more
 
 
 def test_a_job_that_was_asked_to_end_is_not_started_again(program):
