@@ -80,7 +80,7 @@ def differences(a: dict[str, dict[str, Any]], b: dict[str, dict[str, Any]]) -> l
     return found
 
 
-def repair(path: Path, say: Callable[[str], None]) -> int:
+def repair(path: str | os.PathLike[str], say: Callable[[str], object]) -> int:
     """Remove what is half-written in `path`, set aside what is damaged, and return how many things that were.
 
     Nothing that is whole is touched, nor what a newer version may be able to read.

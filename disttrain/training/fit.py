@@ -228,7 +228,7 @@ class Fit:
         Raises:
             CheckpointError: the run that was saved had other data, another batch size, seed or callbacks.
         """
-        self._resume(read(self.replica.comm, path, may_be_missing=True))
+        self._resume(read(self.replica.comm, path, is_ours=True))
 
     def _resume(self, saved: Checkpoint | None) -> None:
         if saved is not None:

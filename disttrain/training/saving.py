@@ -12,6 +12,7 @@ import numpy as np
 from disttrain import checkpoint, progress
 from disttrain.checkpoint import Checkpoint, Keep, Metric, Tensors
 from disttrain.checkpoint.format import check_writable, plain
+from disttrain.checkpoint.inspection import repair
 from disttrain.checkpoint.pieces import Pieces, Snapshot, share
 from disttrain.checkpoint.storage import Claim, Storage, storage
 from disttrain.checkpoint.writing import CancelledError
@@ -220,24 +221,38 @@ def write(comm: Communicator, path: str | os.PathLike[str], tensors: Tensors, va
 
 
 @progress.phase(Phase.CHECKPOINT)
-def read(comm: Communicator, path: str | os.PathLike[str], *, may_be_missing: bool = False) -> Checkpoint | None:
+def read(comm: Communicator, path: str | os.PathLike[str], *, is_ours: bool = False) -> Checkpoint | None:
     """Return on all ranks the newest whole checkpoint that rank 0 finds under `path`.
 
     Args:
         comm: the ranks.
         path: as in `checkpoint.load`; only rank 0 needs to see it.
-        may_be_missing: return None, rather than raise, where there is no checkpoint.
+        is_ours: whether the directory is this run's: there may be no checkpoint in it yet, which makes this None, and
+            what is damaged is set aside.
 
     Raises:
         CheckpointError: it could not be read; on all ranks.
     """
 
     def load() -> Checkpoint | None:
-        if comm.rank != 0 or (may_be_missing and not checkpoint.exists(path)):
+        if comm.rank != 0 or (is_ours and not checkpoint.exists(path)):
             return None
-        return checkpoint.load(path)
+        found = checkpoint.load(path)
+        if is_ours:
+            _set_damaged_aside(path, found)
+        return found
 
     return shared(comm, together(comm, load))
+
+
+def _set_damaged_aside(path: str | os.PathLike[str], found: Checkpoint) -> None:
+    """Set aside what is newer than `found`, and damaged: as one of the newest it would stay, and a whole one go."""
+    *_, newest = storage(path).numbers().values()
+    if not found.place.endswith(f"/{newest}"):
+        try:
+            repair(path, log.warning)
+        except CheckpointError as error:
+            log.warning("%s", error)
 
 
 def shared(comm: Communicator, found: Checkpoint | None, source: int = 0) -> Checkpoint | None:

@@ -243,6 +243,27 @@ def test_a_second_run_in_the_same_directory_is_refused_by_name(tmp_path):
         fit([dt.callbacks.BackupAndRestore(tmp_path / "saved")])
 
 
+def test_a_run_that_goes_on_past_a_damaged_checkpoint_keeps_two_whole_ones(tmp_path, caplog):
+    """Else the damaged one would count as one of the newest, and the one that the run went on from would go for it."""
+
+    class Look(dt.callbacks.Callback):
+        def on_train_begin(self):
+            self.seen = []
+
+        def on_train_batch_begin(self, batch):
+            self.model.current_fit.saver.wait()
+            self.seen.append(saved(tmp_path) if checkpoint.exists(tmp_path) else [])
+
+    fit([Look(), dt.callbacks.BackupAndRestore(tmp_path, save_freq=1)])
+    assert saved(tmp_path) == [3, 4]
+    (tmp_path / "checkpoint-000004" / "model.safetensors").write_bytes(b"")
+    look = Look()
+    fit([look, dt.callbacks.BackupAndRestore(tmp_path, save_freq=1)], epochs=2)
+    assert look.seen[:3] == [[3], [3, 4], [4, 5]]
+    assert (tmp_path / "damaged-checkpoint-000004").is_dir()
+    assert "checkpoint-000004: damaged, set aside as damaged-checkpoint-000004" in caplog.text
+
+
 def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path, monkeypatch):
     # as where a lock was lost: a host that others believed dead
     first = checkpoint.storage(tmp_path).claim()
