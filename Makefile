@@ -12,7 +12,7 @@ TIMED := tests/chaos tests/comm tests/launch tests/netns tests/security tests/sl
 # where test runs add what they skip
 export SKIPPED_TESTS := $(CURDIR)/.pytest_cache/skipped
 
-.PHONY: help env env-bench bench demo test check unit mpi shm tcp netns slurm cluster chaos cupy ray ulfm forget clean
+.PHONY: help env env-bench bench demo test check unit mpi shm tcp netns slurm cluster chaos soak cupy ray ulfm forget clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
@@ -69,7 +69,10 @@ cluster: env  ## add to .venv what checks the files of cluster/, and check them
 	$(BIN)/python -m pytest -v tests/cluster
 
 chaos: env  ## every failure in every phase: each must end in time and be named; about 40 minutes
-	$(BIN)/python -m pytest -v -m "long or not long" tests/chaos tests/checkpoint tests/security
+	$(BIN)/python -m pytest -v -m "long or not long" --ignore=tests/chaos/test_soak.py tests/chaos tests/checkpoint tests/security
+
+soak: env  ## faults of all kinds at random, each minute and then four times a minute; SOAK_S seconds each, else half an hour
+	$(BIN)/python -m pytest -v -m long tests/chaos/test_soak.py
 
 cupy: env  ## ops on CuPy's arrays, on the emulated device that EMUGPU, a folder, brings; not part of test
 	@test -n "$(EMUGPU)" || { echo "say where the emulator is: make cupy EMUGPU=folder" >&2; exit 2; }

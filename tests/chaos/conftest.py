@@ -11,6 +11,7 @@ __all__ = ["mpi", "program", "table"]
 
 _ROWS = pytest.StashKey[list["Row"]]()
 _PAUSES_S = pytest.StashKey[list[float]]()
+_FIGURES = pytest.StashKey[list[str]]()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,15 @@ def pauses_s(request):
     return request.config.stash.setdefault(_PAUSES_S, [])
 
 
+@pytest.fixture
+def figures(request):
+    """Return lines that end the session."""
+    return request.config.stash.setdefault(_FIGURES, [])
+
+
 def pytest_terminal_summary(terminalreporter, config):
+    for line in config.stash.get(_FIGURES, []) if config.option.verbose > 0 else ():
+        terminalreporter.write_line(line)
     if (pauses_s := config.stash.get(_PAUSES_S, [])) and config.option.verbose > 0:
         terminalreporter.write_line(
             f"{len(pauses_s)} restarts, from the kill to the next step: median {statistics.median(pauses_s):.1f} s, "

@@ -11,8 +11,9 @@ import signal
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+
+from tests.chaos.jobs import await_end_of, workers_of
 
 pytestmark = [pytest.mark.usefixtures("mpi"), pytest.mark.timeout(240)]
 
@@ -71,18 +72,6 @@ def start(job, each, room, epochs=EPOCHS):
     return job.start(
         "run", "-n", "4", "--launcher", "kinds.scarce", *transport, *bounds, "restarted.py", str(epochs), *files
     )
-
-
-def workers_of(process):
-    """Return the pids of the ranks that run."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if child.cmdline()[1:4] == ["-P", "-m", "launch.worker"]:
-                found.append(child.pid)
-        except psutil.Error:
-            continue
-    return sorted(found)
 
 
 def notes_of(job, rank):
@@ -232,13 +221,3 @@ def await_steps(job, process, number):
     while len(notes_of(job, 0)) < number and process.poll() is None:
         assert time.monotonic() < end_s
         time.sleep(0.01)
-
-
-def await_end_of(job):
-    """Wait for the workers of a supervisor that was killed: SIGTERM ends them."""
-    end_s = time.monotonic() + 20
-    while [left for left in job.left() if "psutil" in left]:
-        assert time.monotonic() < end_s, job.left()
-        time.sleep(0.05)
-    for left in (job.folder / "temporary").iterdir():
-        shutil.rmtree(left)

@@ -44,8 +44,9 @@ class Program:
         (self.folder / name).write_text(text)
         return name
 
-    def start(self, *arguments: str, **options) -> subprocess.Popen[str]:
-        command = [sys.executable, "-P", "-c", "from launch.cli import main; main()", *arguments]
+    def start(self, *arguments: str, before: Sequence[str] = (), **options) -> subprocess.Popen[str]:
+        """Start it behind the command `before`, which is to end by executing the rest."""
+        command = [*before, sys.executable, "-P", "-c", "from launch.cli import main; main()", *arguments]
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, cwd=self.folder, env=self.env, text=True, **{**streams, **options})
 
