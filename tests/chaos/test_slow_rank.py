@@ -33,7 +33,8 @@ def run(program, kind, transport, *, rank=1, ranks=2):
 
 
 @pytest.mark.parametrize(
-    ("kind", "transport"), [("data", "tcp"), ("compute", "MPI"), ("compute", "shm"), ("network", "tcp"), ("none", "shm")]
+    ("kind", "transport"),
+    [("data", "tcp"), ("compute", "MPI"), ("compute", "shm"), ("network", "tcp"), ("none", "shm")],
 )
 def test_a_slow_rank_is_named_once_and_the_job_goes_on(request, program, kind, transport):
     if transport == "MPI":
