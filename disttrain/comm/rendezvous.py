@@ -203,11 +203,18 @@ class Listener:
             raise LaunchError(f"cannot listen at {host}:{port}: {error}; {env.INTERFACE} names where to") from error
         self._socket.setblocking(False)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
+        self._greetings: deque[_Greeting] = deque()  # the oldest first
+        self._refusals = _Refusals()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let in nobody any more."""
+        self._forget_greetings()
         self._socket.close()
 
     def accept(self, claims: Collection[Claim], job: Pass, deadline_s: float) -> dict[Claim, socket.socket]:
@@ -222,41 +229,47 @@ class Listener:
             LaunchError: some have not come by then.
         """
         found: dict[Claim, socket.socket] = {}
-        greetings: deque[_Greeting] = deque()  # the oldest first
-        refusals = _Refusals()
-        missing = set(claims)
         try:
-            while missing:
+            while missing := [claim for claim in claims if claim not in found]:
                 if time.monotonic() > deadline_s:
                     ranks = ", ".join(str(rank) for rank in sorted({claim.source for claim in missing}))
                     raise LaunchError(f"rank(s) {ranks} have not come to {self.address[0]}:{self.address[1]} in time")
-                ready = _ready([self._socket, *(each.connection for each in greetings)])
-                for greeting in [each for each in greetings if each.connection.fileno() in ready]:
-                    try:
-                        claim = greeting.read(missing, job)
-                    except (OSError, _RefusedError) as error:
-                        refusals.add(greeting.peer, str(error))
-                        greeting.close()
-                    else:
-                        if claim is None:
-                            continue
-                        found[claim] = greeting.connection
-                        missing.remove(claim)
-                    greetings.remove(greeting)
-                has_room = self._greet(greetings) if self._socket.fileno() in ready else True
-                while greetings and not (has_room and greetings[0].is_in_time()):
-                    refusals.add(greetings[0].peer, "it has not proved in time that it belongs to the job")
-                    greetings.popleft().close()
-                    has_room = True
+                found |= self.admit(missing, job)
         except BaseException:
             for connection in found.values():
                 connection.close()
             raise
         finally:
-            refusals.say()
-            for greeting in greetings:
-                greeting.close()
+            self._forget_greetings()
         return found
+
+    def admit(self, claims: Collection[Claim], job: Pass, wait_ms: int = _LOOK_MS) -> dict[Claim, socket.socket]:
+        """Return connections that have proved by now which of `claims` they are, after waiting `wait_ms` at most."""
+        found: dict[Claim, socket.socket] = {}
+        greetings = self._greetings
+        ready = _ready([self._socket, *(each.connection for each in greetings)], wait_ms)
+        for greeting in [each for each in greetings if each.connection.fileno() in ready]:
+            try:
+                claim = greeting.read([each for each in claims if each not in found], job)
+            except (OSError, _RefusedError) as error:
+                self._refusals.add(greeting.peer, str(error))
+                greeting.close()
+            else:
+                if claim is None:
+                    continue
+                found[claim] = greeting.connection
+            greetings.remove(greeting)
+        has_room = self._greet(greetings) if self._socket.fileno() in ready else True
+        while greetings and not (has_room and greetings[0].is_in_time()):
+            self._refusals.add(greetings[0].peer, "it has not proved in time that it belongs to the job")
+            greetings.popleft().close()
+            has_room = True
+        return found
+
+    def _forget_greetings(self) -> None:
+        self._refusals.say()
+        while self._greetings:
+            self._greetings.popleft().close()
 
     def _greet(self, greetings: "deque[_Greeting]") -> bool:
         """Accept a connection, if there is one, and send it a nonce; return whether there is room for another one."""
@@ -346,13 +359,13 @@ class _Greeting:
         return claim
 
 
-def dial(address: tuple[str, int], claim: Claim, job: Pass, deadline_s: float) -> socket.socket:
-    """Return a connection to the rank that listens at `address`, or will soon.
+def dial(address: tuple[str, int], claim: Claim, job: Pass, deadline_s: float, who: str = "") -> socket.socket:
+    """Return a connection to `who`, by default the rank of the claim, that listens at `address`, or will soon.
 
     Raises:
-        LaunchError: nobody listens there, or it is not a rank of this job.
+        LaunchError: nobody listens there, or it is not of this job.
     """
-    where = f"rank {claim.dest} at {address[0]}:{address[1]}"
+    where, begin_s = f"{who or f'rank {claim.dest}'} at {address[0]}:{address[1]}", time.monotonic()
     problem = "nobody listens there"
     while (limit_s := deadline_s - time.monotonic()) > 0:
         try:
@@ -373,7 +386,7 @@ def dial(address: tuple[str, int], claim: Claim, job: Pass, deadline_s: float) -
             raise
         connection.close()
         time.sleep(_RETRY_S)
-    raise LaunchError(f"{where} cannot be reached within {JOIN_S:.0f} s: {problem}")
+    raise LaunchError(f"{where} cannot be reached within {time.monotonic() - begin_s:.0f} s: {problem}")
 
 
 def _introduce(connection: socket.socket, claim: Claim, job: Pass, where: str) -> bool:
@@ -397,12 +410,12 @@ def _introduce(connection: socket.socket, claim: Claim, job: Pass, where: str) -
     return True
 
 
-def _ready(connections: Iterable[socket.socket]) -> set[int]:
-    """Return the descriptors of those of `connections` that can be read, after waiting for one, but not for long."""
+def _ready(connections: Iterable[socket.socket], wait_ms: int) -> set[int]:
+    """Return the descriptors of those of `connections` that can be read, after waiting `wait_ms` for one."""
     poll = select.poll()
     for connection in connections:
         poll.register(connection, select.POLLIN)
-    return {number for number, _ in poll.poll(_LOOK_MS)}
+    return {number for number, _ in poll.poll(wait_ms)}
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
