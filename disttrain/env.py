@@ -33,6 +33,7 @@ RENDEZVOUS = "DISTTRAIN_RENDEZVOUS"
 SECRET = "DISTTRAIN_SECRET"  # noqa: S105 - the name of it
 SECRET_FILE = "DISTTRAIN_SECRET_FILE"  # noqa: S105
 INTERFACE = "DISTTRAIN_INTERFACE"
+SUPERVISOR = "DISTTRAIN_SUPERVISOR"
 RAY_ADDRESS = "RAY_ADDRESS"
 
 
@@ -156,6 +157,11 @@ def interface(environ: Mapping[str, str] = os.environ) -> str:
     return environ.get(INTERFACE, "")
 
 
+def supervisor(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the ``host:port`` at which `disttrain run` hears of ranks on other hosts; empty where it does not."""
+    return environ.get(SUPERVISOR, "")
+
+
 def ray_address(environ: Mapping[str, str] = os.environ) -> str:
     """Return the address of the Ray cluster that ``RAY_ADDRESS`` names, as under `ray job submit`; else empty."""
     return environ.get(RAY_ADDRESS, "")
@@ -171,6 +177,11 @@ def slurm_tasks(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
     return _number(environ.get("SLURM_NTASKS"), 0), _number(environ.get("SLURM_CPUS_PER_TASK"), 0)
 
 
+def names_hosts(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether an MPI's launcher finds hosts in the environment: a host file, or a scheduler's allocation."""
+    return any(environ.get(name) for name in _HOSTS) or _number(environ.get("SLURM_JOB_NUM_NODES"), 1) > 1
+
+
 def ssh_address(environ: Mapping[str, str] = os.environ) -> str:
     """Return the address at which ssh has reached this host; empty where nobody has."""
     connection = environ.get("SSH_CONNECTION", "").split()
@@ -179,7 +190,7 @@ def ssh_address(environ: Mapping[str, str] = os.environ) -> str:
 
 def own(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the variables that disttrain reads and a user sets: what workers started elsewhere are to have as well."""
-    by_launcher = (JOB_DIR, RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_SIZE)
+    by_launcher = (JOB_DIR, SUPERVISOR, RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_SIZE)
     return {name: value for name, value in environ.items() if name.startswith("DISTTRAIN_") and name not in by_launcher}
 
 
@@ -279,6 +290,11 @@ def has_blas_threads(environ: Mapping[str, str] = os.environ) -> bool:
     return any(environ.get(name) for name in BLAS_THREADS)
 
 
+# Of MPICH, Intel MPI and Open MPI, which the MPI Operator of Kubernetes sets as well; of PBS, LSF and Grid Engine.
+_HOSTS = (
+    "HYDRA_HOST_FILE", "I_MPI_HYDRA_HOST_FILE", "OMPI_MCA_orte_default_hostfile", "PRTE_MCA_prte_default_hostfile",
+    "PBS_NODEFILE", "LSB_DJOB_HOSTFILE", "PE_HOSTFILE",
+)  # fmt: skip
 _withheld = 0, ""  # the pid of the process that has the address of the last step, and that
 
 

@@ -107,6 +107,23 @@ _code_of = {name: code for code, name in enumerate(_OPS)}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Proxy:
+    """What stands for the process of a rank on another host.
+
+    Attributes:
+        pid: of a process on the reader's host, which takes signals for it.
+        state: of the rank's process, as psutil has it; empty when it has ended.
+        effort: changes when it, or a process that it has started, has used processor or disk.
+        kernel: what the kernel there tells of it.
+    """
+
+    pid: int
+    state: str = "running"
+    effort: str = ""
+    kernel: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """What a rank's record says.
 
@@ -124,9 +141,12 @@ class Record:
         is_waiting: whether it waits still.
         waits: how many times it has waited; tells two equal calls apart.
         group: number of the group of ranks whose call it is; 0 for that of all.
+<<<<<<< HEAD
         proxy: the process that stands for it on the reader's host, where that is another; 0: there is none.
         samples: how many its steps have had.
         spent: on what.
+=======
+        proxy: what stands for its process, where `host` is not the reader's.
     """
 
     rank: int
@@ -142,14 +162,14 @@ class Record:
     is_waiting: bool
     waits: int
     group: int = 0
-    proxy: int = 0
+    proxy: Proxy | None = field(default=None, compare=False)
     samples: int = field(default=0, compare=False)
     spent: Spent = field(default=Spent(), compare=False)
 
     @property
     def pid_here(self) -> int:
-        """The process on the reader's host that shows whether it lives, and takes signals for it."""
-        return self.proxy or self.pid
+        """The process on the reader's host that takes signals for it."""
+        return self.pid if self.proxy is None else self.proxy.pid
 
     @property
     def begun(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from disttrain.progress import Record
 from launch import memory, posix, stacks
 from launch.watch import BUSY, IDLE, STACKS, STEPS, Finding, Sight
 
@@ -44,7 +45,7 @@ def hang_in_words(finding: Finding, sights: Mapping[int, Sight], workers: int, f
         if frames[rank]:
             text += stacks.as_traceback(frames[rank])
         elif not sight.has_left:
-            text += f"It does not tell its stack: {posix.kernel_words(sight.record.pid_here)}\n"
+            text += f"It does not tell its stack: {_kernel_words(sight.record)}\n"
     text += others_in_words(sights, workers, rank, where)
     return text + _hint(finding, sights)
 
@@ -86,6 +87,10 @@ def _doing(sight: Sight | None) -> str:
     if sight is None:
         return "has not started, or is on another host"
     return f"{sight.record.words}{'; it is stopped' if sight.is_stopped else ''}"
+
+
+def _kernel_words(record: Record) -> str:
+    return posix.kernel_words(record.pid) if record.proxy is None else record.proxy.kernel
 
 
 def _ranks(ranks: list[int]) -> str:

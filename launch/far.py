@@ -6,6 +6,7 @@ which ranks find each other, go to the outpost. Ranks start when all hosts have 
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from typing import Any
 import disttrain
 from disttrain import env
 from disttrain.errors import LaunchError
+from disttrain.progress import Proxy
 from launch import posix
 from launch.outpost import BEAT_S, TICK_S, Messages, message, put, ranks_in
 from launch.report import REFUSAL, Report
@@ -42,37 +44,46 @@ def main(argv: Sequence[str]) -> int:
     ranks, workers = ranks_in(argv[0])
     folder = env.job_dir()
     assert folder is not None  # the supervisor says
-    far = Far(ranks, workers, host=argv[1], hosts=int(argv[2]), folder=folder)
     try:
         with posix.caught_signals() as signals, _started(argv[3:]) as ssh:
             signal.signal(signal.SIGUSR2, lambda *_: None)  # it comes to `signals` as well
             try:
-                return far.run(ssh, signals)
+                return Session(ssh, ranks, workers, host=argv[1], hosts=int(argv[2]), folder=folder).run(signals)
             finally:
                 ssh.kill()
     except LaunchError as error:
-        with contextlib.suppress(FileExistsError), (folder / REFUSAL).open("x") as file:  # the first one's word counts
-            file.write(str(error))
-        return 2
+        return refuse(folder, error)
+
+
+def refuse(folder: Path, error: LaunchError) -> int:
+    """Have the supervisor say that the job cannot be started; return the exit code."""
+    with contextlib.suppress(FileExistsError), (folder / REFUSAL).open("x") as file:  # the first one's word counts
+        file.write(str(error))
+    return 2
 
 
 class Far:
-    """The ranks of a far host.
+    """Ranks of a far host: what is told of them is left where the supervisor looks.
 
     Args:
         ranks: which.
         workers: number of all ranks.
-        host: where they are, as ssh knows it.
-        hosts: number of all hosts.
+        host: where they are.
         folder: the job's.
+        send: passes bytes on to the outpost.
     """
 
-    def __init__(self, ranks: range, workers: int, *, host: str, hosts: int, folder: Path) -> None:
-        self._ranks, self._workers, self._host, self._hosts, self._folder = ranks, workers, host, hosts, folder
+    def __init__(
+        self, ranks: Sequence[int], workers: int, *, host: str, folder: Path, send: Callable[[bytes], None]
+    ) -> None:
+        self._ranks, self._workers, self._folder, self._send = ranks, workers, folder, send
+        self.host = host
+        self.code: int | None = None  # the outpost's last word
+        self.has_answered = False
         self._pipes = {
             (name, rank): os.open(folder / f"{name}.{rank}", os.O_WRONLY) for name in PIPES for rank in ranks
         }
-        self._shown: set[int] = set()  # ranks of which there is a record
+        self._proxies = {rank: Proxy(pid=os.getpid()) for rank in ranks}
         self._known: set[str] = set()  # files that the outpost has, or has left
         self._messages = Messages()
         self._handlers: dict[str, Callable[..., None]] = {
@@ -82,32 +93,148 @@ class Far:
             "alive": self._on_alive,
             "file": self._on_file,
             "record": self._on_record,
+            "process": self._on_process,
             "stacks": self._on_stacks,
             "end": self._on_end,
         }
+
+    def feed(self, data: bytes) -> None:
+        """Take what the outpost has sent.
+
+        Raises:
+            LaunchError: its host lacks what the ranks need, or sends what is none of theirs.
+        """
+        for kind, *parts in self._messages.feed(data):
+            self._handlers[kind](*parts)
+
+    def tell(self, *parts: Any) -> None:
+        """Send a message to the outpost."""
+        self._send(message(*parts))
+
+    def lose(self, why: str) -> None:
+        """Report the ranks whose end was not told: nothing more will be heard of them, because of `why`."""
+        for rank in [rank for rank in self._ranks if ("alive", rank) in self._pipes]:
+            Report(
+                rank=rank,
+                world_size=self._workers,
+                host=self.host,
+                time_s=time.monotonic(),
+                exit_code=1,
+                text=f"the connection to host {self.host} is lost: {why}\n",
+                error="the loss of its host",
+            ).write(self._folder)
+            self._on_alive(rank, FAILED.decode())
+
+    def close(self) -> None:
+        """Close the ranks' pipes."""
+        while self._pipes:
+            os.close(self._pipes.popitem()[1])
+
+    def _on_hello(self, there: dict[str, Any]) -> None:
+        """Note that the outpost is there.
+
+        Raises:
+            LaunchError: its host lacks what the ranks need.
+        """
+        self.has_answered = True
+        self.host = there.get("host", self.host)
+        if there["version"] != disttrain.__version__:
+            raise LaunchError(
+                f"host {self.host} has disttrain {there['version']}, expected {disttrain.__version__}, as here: "
+                "install the same version on all hosts"
+            )
+        if problem := there["problem"]:
+            raise LaunchError(f"host {self.host} {problem}")
+
+    def _on_alive(self, rank: int, word: str) -> None:
+        self._pass_on("alive", rank, word)
+        os.close(self._pipes.pop(("alive", rank)))
+        self._proxies[rank] = Proxy(pid=os.getpid(), state="")
+        self._show(rank)
+
+    def _on_file(self, name: str, text: str) -> None:
+        """Leave a file in the job's folder, as one of the host's ranks would.
+
+        Raises:
+            LaunchError: it is no file of theirs: another host is not to write what it likes.
+        """
+        found = _FILES.fullmatch(name)
+        if found is None or int(found[1] or found[2]) not in self._ranks:
+            raise LaunchError(f"host {self.host} sends a file {name!r}, which is none of its ranks'")
+        self._known.add(name)
+        if name.startswith("report."):
+            Report(**{**json.loads(text), "time_s": time.monotonic()}).write(self._folder)  # its clock is another
+        else:
+            put(self._folder / name, text.encode())
+
+    def _on_record(self, rank: int, text: str) -> None:
+        """Show where a rank is, to those who look for it among the records of this host."""
+        assert rank in self._ranks
+        if not (self._folder / PROXY.format(rank)).exists():
+            (self._folder / STACKS.format(rank)).touch()
+            self._show(rank)
+        put(self._folder / RECORD.format(rank), text.encode("latin-1"))
+
+    def _on_process(self, rank: int, facts: dict[str, str]) -> None:
+        if ("alive", rank) in self._pipes:
+            known = {name: facts[name] for name in ("state", "effort", "kernel") if name in facts}
+            self._proxies[rank] = Proxy(pid=os.getpid(), **known)
+            self._show(rank)
+
+    def _show(self, rank: int) -> None:
+        put(self._folder / PROXY.format(rank), json.dumps(dataclasses.asdict(self._proxies[rank])).encode())
+
+    def _on_stacks(self, rank: int, text: str) -> None:
+        assert rank in self._ranks
+        put(self._folder / STACKS.format(rank), text.encode("latin-1"))
+
+    def _on_end(self, code: int) -> None:
+        self.code = code
+
+    def _pass_on(self, name: str, rank: int, text: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the supervisor is gone
+            data = text.encode("latin-1")
+            while data:
+                data = data[os.write(self._pipes[name, rank], data) :]
+
+
+class Session(Far):
+    """A far host and its ranks, over ssh.
+
+    Args:
+        ssh: that has started the outpost.
+        ranks: which.
+        workers: number of all ranks.
+        host: where they are, as ssh knows it.
+        hosts: number of all hosts.
+        folder: the job's.
+    """
+
+    def __init__(
+        self, ssh: subprocess.Popen[bytes], ranks: range, workers: int, *, host: str, hosts: int, folder: Path
+    ) -> None:
+        super().__init__(ranks, workers, host=host, folder=folder, send=self._write)
+        self._ssh, self._hosts = ssh, hosts
         self._words = b""  # what ssh says, and the shell there
-        self._has_answered = self._has_started = self._is_over = False
-        self._code: int | None = None  # the outpost's last word
+        self._has_started = self._is_over = False
         self._asked = 0  # the first signal
         self._beat_s = 0.0
 
-    def run(self, ssh: subprocess.Popen[bytes], signals: int) -> int:
-        """Serve until `ssh` has ended; return the exit code of the first rank that failed.
+    def run(self, signals: int) -> int:
+        """Serve until ssh has ended; return the exit code of the first rank that failed.
 
         Args:
-            ssh: that has started the outpost.
             signals: a descriptor that carries those of this process.
 
         Raises:
             LaunchError: the host does not answer, or lacks what the ranks need.
         """
-        assert ssh.stdout is not None
-        assert ssh.stderr is not None
-        self._ssh = ssh
+        assert self._ssh.stdout is not None
+        assert self._ssh.stderr is not None
         begin_s, parent, deadline_s = time.monotonic(), os.getppid(), float("inf")
         with selectors.DefaultSelector() as selector:
-            selector.register(ssh.stdout, selectors.EVENT_READ, self._on_messages)
-            selector.register(ssh.stderr, selectors.EVENT_READ, self._on_words)
+            selector.register(self._ssh.stdout, selectors.EVENT_READ, self._on_messages)
+            selector.register(self._ssh.stderr, selectors.EVENT_READ, self._on_words)
             selector.register(signals, selectors.EVENT_READ, self._on_signals)
             while not self._is_over and time.monotonic() < deadline_s:
                 for key, _ in selector.select(TICK_S):
@@ -118,20 +245,19 @@ class Far:
                 self._tick(time.monotonic())
                 if self._asked and not self._has_started:
                     return 128 + self._asked
-                if not self._has_answered and time.monotonic() > begin_s + HELLO_S:
-                    raise LaunchError(f"host {self._host} has not answered within {HELLO_S:.0f} s{self._said()}")
+                if not self.has_answered and time.monotonic() > begin_s + HELLO_S:
+                    raise LaunchError(f"host {self.host} has not answered within {HELLO_S:.0f} s{self._said()}")
                 if os.getppid() != parent:  # it has been killed, and this process sent SIGTERM: ranks may save
                     deadline_s = min(deadline_s, time.monotonic() + GRACE_S)
         return self._verdict()
 
     def _on_messages(self, data: bytes) -> None:
         self._is_over = not data
-        for kind, *parts in self._messages.feed(data):
-            self._handlers[kind](*parts)
+        self.feed(data)
 
     def _on_words(self, data: bytes) -> None:
         self._words = (self._words + data)[-_WORDS_BYTES:]
-        if self._has_answered:
+        if self.has_answered:
             os.write(2, data)
 
     def _on_signals(self, data: bytes) -> None:
@@ -140,65 +266,18 @@ class Far:
                 continue
             if number != signal.SIGUSR2:  # which asks for stacks
                 self._asked = self._asked or number
-            self._tell("signal", number)
+            self.tell("signal", number)
 
     def _on_hello(self, there: dict[str, Any]) -> None:
-        """Note that the outpost is there.
-
-        Raises:
-            LaunchError: its host lacks what the ranks need.
-        """
-        self._has_answered = True
         os.write(2, self._words)
-        if there["version"] != disttrain.__version__:
-            raise LaunchError(
-                f"host {self._host} has disttrain {there['version']}, expected {disttrain.__version__}, as here: "
-                "install the same version on all hosts"
-            )
-        if problem := there["problem"]:
-            raise LaunchError(f"host {self._host} {problem}")
-        put(self._folder / f"host.{self._ranks[0]}", json.dumps([self._host, there["address"]]).encode())
-
-    def _on_alive(self, rank: int, word: str) -> None:
-        self._pass_on("alive", rank, word)
-        os.close(self._pipes.pop(("alive", rank)))
-
-    def _on_file(self, name: str, text: str) -> None:
-        """Leave a file in the job's folder, as one of the host's ranks would.
-
-        Raises:
-            LaunchError: it is no file of theirs: another host is not to write what it likes.
-        """
-        found = _FILES.fullmatch(name)
-        if found is None or int(found[1] or found[2]) not in self._ranks:
-            raise LaunchError(f"host {self._host} sends a file {name!r}, which is none of its ranks'")
-        self._known.add(name)
-        if name.startswith("report."):
-            Report(**{**json.loads(text), "time_s": time.monotonic()}).write(self._folder)  # its clock is another
-        else:
-            put(self._folder / name, text.encode())
-
-    def _on_record(self, rank: int, text: str) -> None:
-        """Show where a rank is, to those who look for it among the records of this host."""
-        assert rank in self._ranks
-        put(self._folder / RECORD.format(rank), text.encode("latin-1"))
-        if rank not in self._shown:
-            self._shown.add(rank)
-            (self._folder / STACKS.format(rank)).touch()
-            put(self._folder / PROXY.format(rank), str(os.getpid()).encode())
-
-    def _on_stacks(self, rank: int, text: str) -> None:
-        assert rank in self._ranks
-        put(self._folder / STACKS.format(rank), text.encode("latin-1"))
-
-    def _on_end(self, code: int) -> None:
-        self._code = code
+        super()._on_hello(there)
+        put(self._folder / f"host.{self._ranks[0]}", json.dumps([self.host, there["address"]]).encode())
 
     def _tick(self, now_s: float) -> None:
         """Say that this side is there; have the ranks start when all hosts are; pass on files of others."""
         if now_s > self._beat_s + BEAT_S:
             self._beat_s = now_s
-            self._tell("beat")
+            self.tell("beat")
         if self._has_started:
             for entry in os.scandir(self._folder):
                 if (
@@ -207,11 +286,11 @@ class Far:
                     and entry.name not in self._known
                 ):
                     self._known.add(entry.name)
-                    self._tell("file", entry.name, Path(entry).read_text())
+                    self.tell("file", entry.name, Path(entry).read_text())
         elif len(found := list(self._folder.glob("host.*[0-9]"))) == self._hosts:
             self._has_started = True
             self._check_addresses(dict(json.loads(file.read_text()) for file in found))
-            self._tell("start")
+            self.tell("start")
 
     def _check_addresses(self, addresses: dict[str, str]) -> None:
         """Refuse an address of this host alone, beside others.
@@ -228,16 +307,10 @@ class Far:
                     "name it as the others know it, or say where: DISTTRAIN_INTERFACE"
                 )
 
-    def _pass_on(self, name: str, rank: int, text: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the supervisor is gone
-            data = text.encode("latin-1")
-            while data:
-                data = data[os.write(self._pipes[name, rank], data) :]
-
-    def _tell(self, *parts: Any) -> None:
+    def _write(self, data: bytes) -> None:
         assert self._ssh.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended: its output tells
-            os.write(self._ssh.stdin.fileno(), message(*parts))
+            os.write(self._ssh.stdin.fileno(), data)
 
     def _verdict(self) -> int:
         """Return the exit code of the first rank that failed, when ssh has ended, or was waited for long enough.
@@ -245,33 +318,22 @@ class Far:
         Raises:
             LaunchError: the host has never answered.
         """
-        if self._code is not None:
-            return self._code
+        if self.code is not None:
+            return self.code
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._ssh.wait(1)
-        if not self._has_answered and self._ssh.returncode == _SSH_FAILED:
+        if not self.has_answered and self._ssh.returncode == _SSH_FAILED:
             raise LaunchError(
-                f"host {self._host} cannot be reached by ssh{self._said()}; `ssh {self._host} true` must work, and ask "
+                f"host {self.host} cannot be reached by ssh{self._said()}; `ssh {self.host} true` must work, and ask "
                 "nothing"
             )
-        if not self._has_answered:
+        if not self.has_answered:
             raise LaunchError(
-                f"host {self._host} cannot start workers: its shell ended with exit code {self._ssh.returncode}"
+                f"host {self.host} cannot start workers: its shell ended with exit code {self._ssh.returncode}"
                 f"{self._said()}; expected there, as here: the folder {os.getcwd()}, and {sys.executable} with "
                 f"disttrain {disttrain.__version__}"
             )
-        ended = f"ssh ended with exit code {self._ssh.returncode}{self._said()}"
-        for rank in [rank for rank in self._ranks if ("alive", rank) in self._pipes]:
-            Report(
-                rank=rank,
-                world_size=self._workers,
-                host=self._host,
-                time_s=time.monotonic(),
-                exit_code=1,
-                text=f"the connection to host {self._host} is lost: {ended}\n",
-                error="the loss of its host",
-            ).write(self._folder)
-            self._on_alive(rank, FAILED.decode())
+        self.lose(f"ssh ended with exit code {self._ssh.returncode}{self._said()}")
         return 1
 
     def _said(self) -> str:

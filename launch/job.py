@@ -6,7 +6,8 @@ import pkgutil
 import shlex
 import signal
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 
 import launch
@@ -69,6 +70,21 @@ class Command:
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     asked: signal.Signals = signal.SIGTERM
+
+
+def across_hosts(job: Job, line: Command, host: str, secret: str, environ: Mapping[str, str]) -> Command:
+    """Return `line`, which starts the workers of `job` on several hosts, run by what hears of those on other hosts.
+
+    Args:
+        job: what is run.
+        line: of a launcher that passes on the environment.
+        host: one of them, as this one knows it; empty: none is known.
+        secret: by which workers are known, if `environ` has none.
+        environ: the user's.
+    """
+    gate = (job.python, "-P", "-m", "launch.gate", str(job.workers), host)
+    settings = {} if env.secret(environ) or env.secret_file(environ) else {env.SECRET: secret}
+    return replace(line, argv=(*gate, *line.argv), env={**line.env, **settings})
 
 
 def as_shell(job: Job) -> str:

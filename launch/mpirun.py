@@ -3,15 +3,19 @@
 import importlib.metadata
 import os
 import re
+import secrets
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from disttrain import env
 from disttrain.errors import LaunchError
-from launch.job import Command, Job
+from launch.job import Command, Job, across_hosts
+
+OPTIONS = ("mpiexec",)
 
 Flavour = Literal["mpich", "openmpi", "other"]
 
@@ -41,14 +45,20 @@ def commands(job: Job) -> list[Command]:
     Raises:
         LaunchError: there is no MPI; the message names the ways to one.
     """
-    return [command(job, find_mpi())]
+    mpi = find_mpi()
+    is_across = job.workers > 1 and bool(job.words("mpiexec") or env.names_hosts())
+    if not is_across or _goes_on_without_ranks(job, mpi):  # who watches would take a lost rank for a failure
+        return [command(job, mpi)]
+    names = {env.SUPERVISOR, *env.own(), *([] if env.secret_file() else [env.SECRET])}
+    line = command(job, mpi, passed_on=sorted(names | ({env.TRANSPORT} if job.transport else set())))
+    return [across_hosts(job, line, "", secrets.token_hex(), os.environ)]
 
 
-def command(job: Job, mpi: Mpi) -> Command:
-    """Return the command that starts `job` with `mpi`.
+def command(job: Job, mpi: Mpi, passed_on: Sequence[str] = ()) -> Command:
+    """Return the command that starts `job` with `mpi`, and has ranks on other hosts have the variables `passed_on`.
 
-    The supervisor labels what workers write; the MPI's own labels serve what does not pass through it:
-    workers on other hosts, an interpreter that cannot start.
+    The supervisor labels what workers write; the MPI's own labels serve what does not pass through it, as of an
+    interpreter that cannot start.
 
     Raises:
         LaunchError: an argument is ``:``, which every mpiexec takes for the start of another program.
@@ -56,7 +66,7 @@ def command(job: Job, mpi: Mpi) -> Command:
     if ":" in job.arguments:
         raise LaunchError("mpiexec cannot pass on an argument ':'; write the script's arguments differently")
     options: tuple[str, ...] = ()
-    env: dict[str, str] = {}
+    settings: dict[str, str] = {}
     if mpi.flavour == "mpich" and job.workers > 1:
         options = ("-prepend-rank",)
     elif mpi.flavour == "openmpi":
@@ -64,10 +74,17 @@ def command(job: Job, mpi: Mpi) -> Command:
         options = ("--oversubscribe", "--bind-to", "none")
         if job.workers > 1:
             options += ("--tag-output",)
-        if mpi.may_lose_ranks and 0 < job.min_workers < job.workers:
+        if _goes_on_without_ranks(job, mpi):
             options += ("--with-ft", "ulfm")
-        env = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return Command(argv=(mpi.mpiexec, "-n", str(job.workers), *options, *job.worker), env=env)
+        for name in passed_on:  # others do that with all
+            options += ("-x", name)
+        settings = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    argv = (mpi.mpiexec, *job.words("mpiexec"), "-n", str(job.workers), *options, *job.worker)
+    return Command(argv=argv, env=settings)
+
+
+def _goes_on_without_ranks(job: Job, mpi: Mpi) -> bool:
+    return mpi.may_lose_ranks and 0 < job.min_workers < job.workers
 
 
 def find_mpi(*, wheels: Iterable[str] = WHEELS, path: str | None = None) -> Mpi:

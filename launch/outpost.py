@@ -2,8 +2,11 @@
 
 To its ranks it is what the supervisor is to ranks beside it: it has a folder with their pipes and files, and ends them
 together. All that it hears goes to `launch.far`, on the supervisor's host, and what it is to do comes from there:
-messages on standard output and input, each a line, a JSON list. When these end, or nothing comes for a while, the
-connection or the supervisor is gone, and the ranks are ended.
+messages, each a line, a JSON list. When these end, or nothing comes for a while, the connection or the supervisor is
+gone, and the ranks are ended.
+
+Through ssh they go by standard output and input. A rank that an MPI or srun has started, on another host than the
+supervisor's, becomes an outpost too: `launch.stand_in`.
 """
 
 import contextlib
@@ -17,10 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 import disttrain
 from disttrain import env, progress
@@ -35,6 +41,9 @@ BEAT_S = 2.0  # how often the supervisor's side says that it is there
 LOST_S = 20.0  # without a word the connection is broken
 TICK_S = 0.05
 MARK = "\x1edisttrain "  # begins a message; shells may write before, or between
+HELLO = {"version": disttrain.__version__}
+
+_EFFORT_S = 1.0  # between two looks at what a rank uses, which costs a look at all processes
 
 _CHUNK_BYTES = 1 << 16
 _MIRRORED = ("exchange.", "report.")  # files of ranks that others, or the supervisor, are to have
@@ -73,9 +82,23 @@ def main(argv: Sequence[str]) -> int:
     """Run a script as the ranks ``argv[0]``; return the exit code of the first that failed."""
     ranks, workers = ranks_in(argv[0])
     problem = "" if os.path.isfile(argv[1]) else f"does not have the script {argv[1]} in {os.getcwd()}"
-    os.write(1, message("hello", {"version": disttrain.__version__, "address": _address(), "problem": problem}))
+    os.write(1, message("hello", {**HELLO, "address": _address(), "problem": problem}))
     with tempfile.TemporaryDirectory(prefix="disttrain-") as folder:
-        return Outpost(ranks, workers, argv[1:], Path(folder)).run()
+        place = {env.WORLD_SIZE: str(workers), env.LOCAL_SIZE: str(len(ranks))}
+        if address := _address():
+            place[env.INTERFACE] = address
+        workers_of = {
+            rank: {**place, env.RANK: str(rank), env.LOCAL_RANK: str(local_rank)}
+            for local_rank, rank in enumerate(ranks)
+        }
+        # What a worker writes before it has opened its pipes goes to 2; 1 carries messages.
+        options = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": 2,
+            "start_new_session": True,
+            "preexec_fn": posix.die_with_parent,
+        }
+        return Outpost(workers, workers_of, argv[1:], Path(folder), (0, 1), options).run()
 
 
 def _address() -> str:
@@ -88,27 +111,41 @@ def _address() -> str:
 
 
 class Outpost:
-    """The workers of one host, and what is passed on of them.
+    """Workers of one host, and what is passed on of them.
 
     Args:
-        ranks: of its workers.
-        workers: number of all.
+        workers: number of all of the job.
+        ranks: of those here, with what is added to the environment of each.
         argv: script and arguments.
         folder: for their pipes and files.
+        descriptors: from which messages come, and to which they go.
+        options: with which `subprocess.Popen` starts them.
     """
 
-    def __init__(self, ranks: range, workers: int, argv: Sequence[str], folder: Path) -> None:
-        self._ranks, self._workers, self._argv, self._folder = ranks, workers, argv, folder
+    def __init__(
+        self,
+        workers: int,
+        ranks: Mapping[int, dict[str, str]],
+        argv: Sequence[str],
+        folder: Path,
+        descriptors: tuple[int, int],
+        options: dict[str, Any],
+    ) -> None:
+        self._workers, self._ranks, self._argv, self._folder = workers, ranks, argv, folder
+        self._input, self._output = descriptors
+        self._options = options
         self._selector = selectors.DefaultSelector()
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._messages = Messages()
         self._heard_s = time.monotonic()
         self._is_lost = False  # nobody listens
         self._has_started = False
-        self._asked = False  # a signal was passed on
+        self._asked = False  # the ranks have been asked to end
         self._deadline_s = float("inf")
         self._mirrored: set[str] = set()
         self._shown: dict[str, bytes] = {}  # by file
+        self._proxies: dict[int, dict[str, str]] = {}  # of each rank, as it was told last
+        self._looked_s: dict[int, float] = {}  # when its record has changed, or its effort was looked at
         self._mirrored_s = self._shown_s = 0.0
         self._spoken: set[int] = set()  # ranks whose end is known
         self._code = 0
@@ -116,9 +153,9 @@ class Outpost:
 
     def run(self) -> int:
         """Run the workers to their end; return the exit code of the first that failed."""
-        self._selector.register(0, selectors.EVENT_READ, self._on_message)
+        self._selector.register(self._input, selectors.EVENT_READ, self._on_message)
         posix.adopt_orphans()
-        os.set_blocking(1, False)  # a connection that is broken takes nothing more
+        os.set_blocking(self._output, False)  # a connection that is broken takes nothing more
         while not self._has_started and not self._is_lost:
             self._serve(TICK_S)
         while self._is_running and time.monotonic() < self._deadline_s:
@@ -137,15 +174,9 @@ class Outpost:
 
     def _start(self) -> None:
         self._has_started = True
-        environment = {
-            **os.environ,
-            env.JOB_DIR: str(self._folder),
-            env.WORLD_SIZE: str(self._workers),
-            env.LOCAL_SIZE: str(len(self._ranks)),
-        }
-        if address := _address():
-            environment[env.INTERFACE] = address
-        for local_rank, rank in enumerate(self._ranks):
+        environment = {**os.environ, env.JOB_DIR: str(self._folder)}
+        environment.pop(env.SUPERVISOR, None)  # it is this process
+        for rank, own in self._ranks.items():
             for name in PIPES:
                 path = self._folder / f"{name}.{rank}"
                 os.mkfifo(path, 0o600)
@@ -153,11 +184,8 @@ class Outpost:
                 self._selector.register(pipe, selectors.EVENT_READ, partial(self._on_pipe, name, rank))
             self._processes[rank] = subprocess.Popen(
                 (sys.executable, "-P", "-m", "launch.worker", *self._argv),
-                env={**environment, env.RANK: str(rank), env.LOCAL_RANK: str(local_rank)},
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what comes before the worker has opened its pipes; the other one carries messages
-                start_new_session=True,
-                preexec_fn=posix.die_with_parent,
+                env={**environment, **own},
+                **self._options,
             )
 
     @property
@@ -179,8 +207,11 @@ class Outpost:
             self._lose()
         return bool(events)
 
-    def _on_message(self, stdin: int) -> None:
-        data = os.read(stdin, _CHUNK_BYTES)
+    def _on_message(self, connection: int) -> None:
+        try:
+            data = os.read(connection, _CHUNK_BYTES)
+        except OSError:
+            data = b""
         self._heard_s = time.monotonic()
         if not data:
             self._lose()
@@ -190,6 +221,8 @@ class Outpost:
             elif kind == "file":
                 self._mirrored.add(parts[0])
                 put(self._folder / parts[0], parts[1].encode())
+            elif kind == "asked":
+                self._asked = True
             elif kind == "signal":
                 self._asked |= parts[0] != signal.SIGUSR2  # which asks for stacks
                 self._signal(parts[0])
@@ -249,23 +282,37 @@ class Outpost:
                 self._say("file", entry.name, Path(entry).read_text())
 
     def _show(self) -> None:
-        """Pass on where the ranks are, and the stacks that they have written, if that is news."""
-        for rank in self._ranks:
+        """Pass on where the ranks are, what becomes of their processes, and their stacks, if that is news."""
+        for rank, process in self._processes.items():
             for kind, name in (("record", RECORD.format(rank)), ("stacks", STACKS.format(rank))):
                 with contextlib.suppress(FileNotFoundError):
                     data = (self._folder / name).read_bytes()
                     if data != self._shown.get(name):
                         self._shown[name] = data
+                        self._looked_s[rank] = time.monotonic()
                         self._say(kind, rank, data.decode("latin-1"))
+            self._show_process(rank, process)
+
+    def _show_process(self, rank: int, process: subprocess.Popen[bytes]) -> None:
+        """Pass on what the watch asks the system of ranks beside it, if that is news."""
+        proxy = {**self._proxies.get(rank, {}), "state": "" if process.poll() is not None else posix.state(process.pid)}
+        if proxy["state"] not in (psutil.STATUS_RUNNING, psutil.STATUS_SLEEPING):
+            proxy["kernel"] = posix.kernel_words(process.pid)
+        if time.monotonic() > self._looked_s.get(rank, 0.0) + _EFFORT_S:  # its record is still
+            self._looked_s[rank] = time.monotonic()
+            proxy["effort"] = f"{zlib.crc32(repr(posix.effort(process.pid)).encode()):x}"
+        if proxy != self._proxies.get(rank):
+            self._proxies[rank] = proxy
+            self._say("process", rank, proxy)
 
     def _say(self, *parts: Any) -> None:
         data = memoryview(message(*parts))
         while data and not self._is_lost:
-            if not select.select([], [1], [], LOST_S)[1]:
+            if not select.select([], [self._output], [], LOST_S)[1]:
                 self._lose()
                 return
             try:
-                data = data[os.write(1, data) :]
+                data = data[os.write(self._output, data) :]
             except BlockingIOError:
                 continue
             except OSError:
@@ -275,7 +322,8 @@ class Outpost:
         """Have the ranks end, as nobody listens any more: at once if they have been asked to before."""
         if not self._is_lost:
             self._is_lost = True
-            self._selector.unregister(0)
+            self._code = self._code or 1
+            self._selector.unregister(self._input)
             self._deadline_s = time.monotonic() + (0 if self._asked else GRACE_S)
             self._signal(signal.SIGTERM)
 

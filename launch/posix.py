@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator
@@ -41,9 +42,24 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def die_with_parent() -> None:
-    """Have this process receive SIGTERM when its parent dies, even by SIGKILL."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Have this process receive a signal when its parent dies, even by SIGKILL."""
+    _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def remove_after_death(folder: Path) -> None:
+    """Have `folder` removed when this process has ended, even by SIGKILL, which may be sent to its whole group."""
+    reader, _ = os.pipe()  # nobody writes: it ends with this process
+    text = 'exec 3<&0; { trap "" INT TERM; read _; rm -rf "$0"; } <&3 3<&- &'
+    subprocess.run(
+        ("/bin/sh", "-c", text, folder),
+        stdin=reader,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        check=True,
+    )
+    os.close(reader)
 
 
 def signal_family(number: signal.Signals) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from disttrain import env
 from disttrain.errors import LaunchError
-from launch.job import Command, Job
+from launch.job import Command, Job, across_hosts
 
 OPTIONS = ("srun",)
 
@@ -74,7 +74,9 @@ def command(job: Job, there: Allocation, port: int, secret: str, environ: Mappin
         if not (env.secret(environ) or env.secret_file(environ)):
             settings[env.SECRET] = secret
     argv = ("env", "--ignore-signal=TERM", "srun", *options, *own, *job.worker)
-    return Command(argv=argv, env=settings, asked=signal.SIGUSR1)
+    line = Command(argv=argv, env=settings, asked=signal.SIGUSR1)
+    is_across = job.workers > 1 and there.nodes > 1
+    return across_hosts(job, line, there.address, secret, environ) if is_across else line
 
 
 def allocation(environ: Mapping[str, str]) -> Allocation:

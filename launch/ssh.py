@@ -6,6 +6,7 @@ A command for each host runs ssh, which runs `launch.outpost` there, which start
 
 import os
 import re
+import secrets
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from disttrain import env
 from disttrain.errors import ConfigError, LaunchError
 from launch import mpirun
-from launch.job import Command, Job
+from launch.job import Command, Job, across_hosts
 from launch.mpirun import Mpi
 
 OPTIONS = ("hosts", "ssh", "env")
@@ -47,7 +48,8 @@ def commands(job: Job) -> list[Command]:
     ssh = (*(job.words("ssh") or ["ssh"]), *_SSH)
     passed = passed_on(os.environ, job.options.get("env", ""))
     if job.transport == "mpi":
-        return [mpi_command(job, hosts, ssh, mpirun.find_mpi())]
+        line = mpi_command(job, hosts, ssh, mpirun.find_mpi())
+        return [across_hosts(job, line, hosts[-1].name.rpartition("@")[2], secrets.token_hex(), os.environ)]
     if job.transport == "shm":
         raise LaunchError("workers of several hosts share no memory: leave out --transport, which is then tcp")
     return own_commands(job, hosts, ssh, passed, os.getcwd())

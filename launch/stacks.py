@@ -22,14 +22,13 @@ _RUNNER = (os.path.join(_OURS[1], "worker.py"), "<frozen runpy>")
 Frame = tuple[str, int, str]  # file, line, function
 
 
-def ask(files: Mapping[int, Path]) -> None:
-    """Have the processes of `files`, by pid, write their stacks there, and wait a moment for it."""
-    for pid, path in files.items():
-        if path.exists():  # else it is not prepared, and the signal would end it
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGUSR2)
+def ask(files: Mapping[Path, int]) -> None:
+    """Have processes write their stacks, each to a file of `files`, which gives its pid; wait a moment for it."""
+    for pid in {pid for path, pid in files.items() if path.exists()}:  # else it is not prepared, and would end
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR2)
     end_s = time.monotonic() + ANSWER_S
-    while time.monotonic() < end_s and not all(path.exists() and path.stat().st_size for path in files.values()):
+    while time.monotonic() < end_s and not all(path.exists() and path.stat().st_size for path in files):
         time.sleep(0.005)
     time.sleep(_WRITING_S)
 

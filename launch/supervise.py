@@ -208,7 +208,7 @@ class _Running:
             return
         self._found_s, self._has_failed = now_s, True
         able = {rank: sight for rank, sight in self._watch.sights.items() if sight.can_answer}
-        stacks.ask({sight.record.pid_here: self._folder / STACKS.format(rank) for rank, sight in able.items()})
+        stacks.ask({self._folder / STACKS.format(rank): sight.record.pid_here for rank, sight in able.items()})
         self._culprit = finding.rank
         self._hang = hang_in_words(finding, self._watch.sights, self._job.workers, self._folder)
 

@@ -5,6 +5,7 @@ limits are multiples of one number of seconds; docs/launching.md states the rule
 """
 
 import dataclasses
+import json
 import socket
 import statistics
 from collections import Counter, deque
@@ -14,11 +15,11 @@ from pathlib import Path
 
 import psutil
 
-from disttrain.progress import Phase, Record, read
+from disttrain.progress import Phase, Proxy, Record, read
 from launch import posix
 
 RECORD, STACKS = "progress.{}", "stacks.{}"  # of each rank, in the job's folder
-PROXY = "proxy.{}"  # the pid of the process here that stands for a rank elsewhere, and brings its record
+PROXY = "proxy.{}"  # of a rank elsewhere: what stands for its process, as JSON
 
 LOOK_S = 0.2  # how often records are read
 STEPS = 10  # within a step: so many median steps, but at least the timeout
@@ -106,7 +107,7 @@ def read_records(folder: Path, workers: int) -> dict[int, Record]:
             continue
         proxy = folder / PROXY.format(rank)
         if proxy.exists():
-            found[rank] = dataclasses.replace(record, proxy=int(proxy.read_text()))
+            found[rank] = dataclasses.replace(record, proxy=Proxy(**json.loads(proxy.read_text())))
         elif record.host == socket.gethostname():
             found[rank] = record
     return found
@@ -165,16 +166,19 @@ class Watch:
     def _see(self, rank: int, record: Record, since_s: float) -> None:
         sight = self.sights.get(rank)
         if sight is None or record != sight.record:
-            self.sights[rank] = Sight(record=record, state=self._state(record.pid_here))
+            self.sights[rank] = Sight(record=record, state=self._state_of(record))
             return
-        sight.state = self._state(record.pid_here)
+        sight.record, sight.state = record, self._state_of(record)
         sight.gone_s = 0.0 if sight.state else sight.gone_s + since_s
         sight.stopped_s = sight.stopped_s + since_s if sight.is_stopped else 0.0
         sight.still_s += since_s
         if sight.still_s >= self._timeout_s and not sight.is_waiting and sight.state:
-            effort = self._effort(record.pid_here)
+            effort = self._effort(record.pid) if record.proxy is None else record.proxy.effort
             sight.idle_s = sight.idle_s + since_s if effort == sight.effort else 0.0
             sight.effort = effort
+
+    def _state_of(self, record: Record) -> str:
+        return self._state(record.pid) if record.proxy is None else record.proxy.state
 
     def _time_step(self, record: Record, now_s: float) -> None:
         """Note how long the steps took that were taken since the last look."""

@@ -8,6 +8,7 @@ import atexit
 import builtins
 import contextlib
 import faulthandler
+import importlib
 import io
 import os
 import signal
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
             return  # a launcher elsewhere would end those that are not so far because of the code; rank 0 has it
         if not is_told:
             sys.stderr.write(report.text + ("" if report.text.endswith("\n") else "\n"))
-        _end_job(report.exit_code, is_quiet=is_told)
+        _end_job(report.exit_code, is_told=is_told)
 
 
 def serve(argv: Sequence[str]) -> tuple[Report, bool] | None:
@@ -53,6 +54,9 @@ def serve(argv: Sequence[str]) -> tuple[Report, bool] | None:
     env.withhold_last_step()
     folder = os.environ.get(env.JOB_DIR)
     alive = _join_supervisor(Path(folder), place.rank) if folder else None
+    if alive is None and env.supervisor():
+        importlib.import_module("launch.stand_in").run(argv)
+    os.environ.pop(env.SUPERVISOR, None)  # a job that the script starts has one of its own
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Whole lines, as on a terminal. PYTHONUNBUFFERED would write each print in two pieces.
@@ -206,15 +210,13 @@ def _leave(report: Report, folder: str | None) -> bool:
     return False
 
 
-def _end_job(exit_code: int, *, is_quiet: bool) -> NoReturn:
-    """End this process at once, and all others of the job as far as MPI can."""
+def _end_job(exit_code: int, *, is_told: bool) -> NoReturn:
+    """End this process at once; where the supervisor is not told, which ends the others, have MPI do that."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads: the end is the same
             stream.flush()
     mpi = sys.modules.get("mpi4py.MPI")
-    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
-        if is_quiet:  # all is said; the MPI would say that it was aborted
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    if not is_told and mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
         mpi.COMM_WORLD.Abort(exit_code)
     os._exit(exit_code)
 

@@ -1,5 +1,6 @@
 """The launchers of clusters are pure functions from a job to command lines, which `--dry-run` prints."""
 
+import dataclasses
 import os
 import shlex
 import signal
@@ -11,7 +12,7 @@ import pytest
 from disttrain import env
 from disttrain.errors import ConfigError, LaunchError
 from launch import slurm, ssh
-from launch.job import Command, Job, as_shell
+from launch.job import Command, Job, across_hosts, as_shell
 from launch.mpirun import Mpi
 from launch.outpost import Messages, message, ranks_in
 from launch.report import Told, told
@@ -109,11 +110,13 @@ def test_no_secret_is_passed_on_in_a_command_line():
 def test_slurm_starts_tasks_that_meet_at_the_first_node():
     line = slurm.command(JOB, Allocation(nodes=2, address="node1", cpus=4), 20001, "hush", {})
     options = ("--ntasks", "3", "--label", "--kill-on-bad-exit=1", "--export=ALL", "--cpus-per-task=4", "--mpi=none")
-    assert line.argv == ("env", "--ignore-signal=TERM", "srun", *options, *WORKER)
+    gate = ("/env/bin/python", "-P", "-m", "launch.gate", "3", "node1")
+    assert line.argv == (*gate, "env", "--ignore-signal=TERM", "srun", *options, *WORKER)
     assert line.env == {
         "DISTTRAIN_TRANSPORT": "tcp", "DISTTRAIN_RENDEZVOUS": "node1:20001", "DISTTRAIN_SECRET": "hush",
     }  # fmt: skip
     assert line.asked == signal.SIGUSR1
+    assert slurm.command(JOB, Allocation(nodes=1, address="node1"), 20001, "hush", {}).argv[0] == "env"
 
 
 def test_what_the_user_says_goes_first_under_slurm():
@@ -172,6 +175,22 @@ def test_a_dry_run_prints_lines_that_a_shell_runs(tmp_path, monkeypatch):
     assert "export DISTTRAIN_TRANSPORT=tcp" in text
     done = subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=True, env={"PATH": "/usr/bin:/bin"})
     assert sorted(done.stdout.splitlines()) == ["0 it's $a b *", "1 it's $a b *"]
+
+
+def test_a_dry_run_across_hosts_prints_lines_that_a_shell_runs(tmp_path, monkeypatch):
+    line = across_hosts(JOB, Command(argv=("echo", "it's $a b")), "node1", "hush", {})
+    gate = (sys.executable, *line.argv[1:])
+    monkeypatch.setattr("launch.job.commands", lambda job: [dataclasses.replace(line, argv=gate)])
+    done = subprocess.run(["sh", "-c", as_shell(JOB)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "it's $a b\n"), done.stderr
+
+
+def test_who_hears_of_other_hosts_has_a_secret():
+    line = Command(argv=("srun",), env={"A": "b"})
+    gate = ("/env/bin/python", "-P", "-m", "launch.gate", "3", "", "srun")
+    assert across_hosts(JOB, line, "", "hush", {}) == Command(argv=gate, env={"A": "b", "DISTTRAIN_SECRET": "hush"})
+    for name in ("DISTTRAIN_SECRET", "DISTTRAIN_SECRET_FILE"):
+        assert across_hosts(JOB, line, "", "hush", {name: "own"}).env == {"A": "b"}
 
 
 def test_a_rank_that_nobody_watches_tells_its_failure_itself(tmp_path, monkeypatch):

@@ -2,11 +2,13 @@
 
 import dataclasses
 import importlib.metadata
+import itertools
 import sys
 from pathlib import Path
 
 import pytest
 
+from disttrain import env
 from disttrain.errors import LaunchError
 from launch import local, mpirun
 from launch.job import Command, Job
@@ -45,6 +47,34 @@ def test_open_mpi_loses_ranks_alone_where_the_job_may_go_on_with_fewer(fewest, s
     mpi = Mpi(mpiexec="mpiexec", flavour="openmpi", may_lose_ranks=True)
     line = mpirun.command(dataclasses.replace(JOB, min_workers=fewest), mpi).argv
     assert ("--with-ft" in line) == survives
+
+
+def test_what_the_user_says_to_an_mpi_goes_first_and_ranks_elsewhere_are_heard_of(monkeypatch):
+    for name in ("DISTTRAIN_SECRET", "DISTTRAIN_SECRET_FILE", "DISTTRAIN_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(mpirun, "find_mpi", lambda: Mpi(mpiexec="mpirun", flavour="openmpi", may_lose_ranks=True))
+    job = dataclasses.replace(JOB, options={"mpiexec": "--hostfile 'my hosts'"})
+    (line,) = mpirun.commands(job)
+    assert line.argv[:7] == ("/env/bin/python", "-P", "-m", "launch.gate", "2", "", "mpirun")
+    assert line.argv[7:11] == ("--hostfile", "my hosts", "-n", "2")
+    passed_on = [name for option, name in itertools.pairwise(line.argv) if option == "-x"]
+    assert {"DISTTRAIN_SECRET", "DISTTRAIN_SUPERVISOR"} <= set(passed_on)
+    assert len(line.env["DISTTRAIN_SECRET"]) >= 16
+    (line,) = mpirun.commands(dataclasses.replace(job, min_workers=1))  # it may go on without a rank
+    assert line.argv[0] == "mpirun"
+
+
+@pytest.mark.parametrize(
+    ("environ", "names"),
+    [
+        ({"HYDRA_HOST_FILE": "hosts"}, True),
+        ({"SLURM_JOB_NUM_NODES": "2"}, True),
+        ({"SLURM_JOB_NUM_NODES": "1"}, False),
+        ({}, False),
+    ],
+)
+def test_hosts_that_an_mpi_finds_in_its_environment_are_known(environ, names):
+    assert env.names_hosts(environ) == names
 
 
 def test_an_mpi_of_unknown_flavour_gets_no_options():

@@ -52,7 +52,7 @@ re.match("(a?){{60}}a{{60}}", "a" * 60)
         try:
             assert process.stdout.readline()
             time.sleep(0.1)
-            stacks.ask({process.pid: path})
+            stacks.ask({path: process.pid})
             assert process.poll() is None
         finally:
             process.kill()
@@ -62,7 +62,7 @@ re.match("(a?){{60}}a{{60}}", "a" * 60)
 def test_a_process_that_is_not_prepared_is_left_alone(tmp_path):
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
-            stacks.ask({process.pid: tmp_path / "stacks.0"})
+            stacks.ask({tmp_path / "stacks.0": process.pid})
             assert process.poll() is None
         finally:
             process.kill()

@@ -74,3 +74,10 @@ def test_ranks_over_tcp_listen_at_loopback_until_all_have_come(program, launcher
 def test_beside_what_an_mpi_opens_ranks_listen_at_nothing(program, mpi):
     _, own = run(program, "--launcher", "mpirun", joins=False)
     assert own == [set()] * 2
+
+
+@pytest.mark.long
+def test_who_hears_of_ranks_on_other_hosts_listens_at_one_address_until_all_have_come(program):
+    found, _ = run(program, "--launcher", "tests.launch.away")
+    assert found[0] <= {"127.0.0.1"}
+    assert found[1:] == [{"127.0.0.1"}, set()]

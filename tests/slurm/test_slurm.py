@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.launch.test_away import ENDS, TRAIN
 from tests.slurm.cluster import Cluster, NoSlurmError
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
@@ -106,9 +107,8 @@ def test_the_script_trains_on_both_nodes(jobs):
     job = jobs.submit(HERE / "train.py", "runs", 2)
     assert jobs.end(job, "COMPLETED")["ExitCode"] == "0:0"
     lines = jobs.output(job).splitlines()
-    # What is written on another host than that of `disttrain run` is labelled by srun.
     assert "[0] done on node1" in lines
-    assert "1: done on node2" in lines
+    assert "[1] done on node2" in lines
 
 
 def test_a_requeued_job_goes_on_and_ends_as_one_that_nobody_disturbed(jobs, undisturbed):
@@ -165,18 +165,17 @@ def test_a_job_whose_time_is_up_comes_back(jobs):
     jobs.end(job, "CANCELLED")
 
 
-def test_a_rank_that_fails_on_another_node_is_named(jobs):
-    (jobs.folder / "fails.py").write_text(
-        "import disttrain as dt\n"
-        "comm = dt.init()\n"
-        "comm.barrier()\n"
-        "if comm.rank == 1: raise ValueError('on purpose')\n"
-        "comm.barrier()\n"
-    )
-    job = jobs.submit("fails.py")
-    assert jobs.end(job, "FAILED")["ExitCode"] == "1:0"
-    assert "1: ValueError: on purpose" in jobs.output(job)
-    assert "disttrain: rank 1 of 2, on host node2, failed first, exit code 1" in jobs.output(job)
+@pytest.mark.parametrize("deed", ENDS)
+def test_whatever_ends_a_rank_on_another_node_is_named_with_its_place_and_what_the_other_did(jobs, deed):
+    (jobs.folder / "ends.py").write_text(TRAIN)
+    job = jobs.submit("--hang-timeout", "3", "ends.py", deed)
+    code, words = ENDS[deed]
+    assert jobs.end(job, "FAILED")["ExitCode"] == f"{code}:0"
+    for each in words:
+        assert each.format(host="node2") in jobs.output(job)
+    assert re.search(r"^Meanwhile rank 0: step 59, bucket 0; waits in all_reduce", jobs.output(job), re.MULTILINE)
+    for host in range(2):
+        assert jobs.cluster.run("ls", jobs.cluster.folder / "tmp", host=host).stdout == ""
 
 
 def test_more_workers_than_tasks_are_refused(jobs):
