@@ -55,8 +55,15 @@ def main(argv: Sequence[str]) -> int:
         return refuse(folder, error)
 
 
+def is_supervised(folder: Path) -> bool:
+    """Return whether a supervisor looks into the job's `folder`: lines that a dry run has printed run without one."""
+    return (folder / f"{PIPES[0]}.0").exists()
+
+
 def refuse(folder: Path, error: LaunchError) -> int:
     """Have the supervisor say that the job cannot be started; return the exit code."""
+    if not is_supervised(folder):
+        _say(f"Error: {error}\n")
     with contextlib.suppress(FileExistsError), (folder / REFUSAL).open("x") as file:  # the first one's word counts
         file.write(str(error))
     return 2
@@ -80,9 +87,8 @@ class Far:
         self.host = host
         self.code: int | None = None  # the outpost's last word
         self.has_answered = False
-        self._pipes = {
-            (name, rank): os.open(folder / f"{name}.{rank}", os.O_WRONLY) for name in PIPES for rank in ranks
-        }
+        self._is_supervised = is_supervised(folder)
+        self._pipes = {(name, rank): self._pipe(name, rank) for name in PIPES for rank in ranks}
         self._proxies = {rank: Proxy(pid=os.getpid()) for rank in ranks}
         self._known: set[str] = set()  # files that the outpost has, or has left
         self._messages = Messages()
@@ -97,6 +103,12 @@ class Far:
             "stacks": self._on_stacks,
             "end": self._on_end,
         }
+
+    def _pipe(self, name: str, rank: int) -> int:
+        """Return where to write what `rank` says on its pipe `name`."""
+        if self._is_supervised:
+            return os.open(self._folder / f"{name}.{rank}", os.O_WRONLY)
+        return os.open(os.devnull, os.O_WRONLY) if name == "alive" else os.dup(1 if name == "out" else 2)
 
     def feed(self, data: bytes) -> None:
         """Take what the outpost has sent.
@@ -114,7 +126,7 @@ class Far:
     def lose(self, why: str) -> None:
         """Report the ranks whose end was not told: nothing more will be heard of them, because of `why`."""
         for rank in [rank for rank in self._ranks if ("alive", rank) in self._pipes]:
-            Report(
+            report = Report(
                 rank=rank,
                 world_size=self._workers,
                 host=self.host,
@@ -122,7 +134,8 @@ class Far:
                 exit_code=1,
                 text=f"the connection to host {self.host} is lost: {why}\n",
                 error="the loss of its host",
-            ).write(self._folder)
+            )
+            self._leave(report)
             self._on_alive(rank, FAILED.decode())
 
     def close(self) -> None:
@@ -163,9 +176,14 @@ class Far:
             raise LaunchError(f"host {self.host} sends a file {name!r}, which is none of its ranks'")
         self._known.add(name)
         if name.startswith("report."):
-            Report(**{**json.loads(text), "time_s": time.monotonic()}).write(self._folder)  # its clock is another
+            self._leave(Report(**{**json.loads(text), "time_s": time.monotonic()}))  # its clock is another
         else:
             put(self._folder / name, text.encode())
+
+    def _leave(self, report: Report) -> None:
+        report.write(self._folder)
+        if not self._is_supervised:
+            _say(report.text)
 
     def _on_record(self, rank: int, text: str) -> None:
         """Show where a rank is, to those who look for it among the records of this host."""
@@ -340,6 +358,10 @@ class Session(Far):
         """Return what ssh and the shell there have said, to be appended; empty where that is nothing."""
         text = (self._words + self._messages.other).decode(errors="replace").strip()
         return f": {text}" if text else ""
+
+
+def _say(text: str) -> None:
+    os.write(2, text.encode(errors="backslashreplace"))
 
 
 def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:

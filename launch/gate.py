@@ -23,7 +23,7 @@ from disttrain import env
 from disttrain.comm import rendezvous
 from disttrain.errors import LaunchError
 from launch import posix
-from launch.far import Far, refuse
+from launch.far import Far, is_supervised, refuse
 from launch.outpost import BEAT_S, LOST_S, TICK_S
 from launch.stand_in import watch_of
 from launch.supervise import FAIL_S, GRACE_S
@@ -39,8 +39,8 @@ def main(argv: Sequence[str]) -> int:
     folder = env.job_dir()
     assert folder is not None  # the supervisor says
     workers = int(argv[0])
-    if not all((folder / f"alive.{rank}").exists() for rank in range(workers)):
-        os.execvp(argv[2], list(argv[2:]))  # noqa: S606 - a line that a dry run has printed: nobody looks after the ranks
+    if not is_supervised(folder):
+        os.execvp(argv[2], list(argv[2:]))  # noqa: S606 - the user's own launcher
     try:
         with posix.caught_signals() as signals, contextlib.ExitStack() as held:
             signal.signal(signal.SIGUSR2, lambda *_: None)  # it comes to `signals` as well

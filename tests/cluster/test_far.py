@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -25,7 +27,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv(env.JOB_DIR, str(tmp_path))
     with contextlib.ExitStack() as stack:
         pipes = {}
-        for rank in (2, 3):
+        for rank in range(4):
             for name in PIPES:
                 os.mkfifo(tmp_path / f"{name}.{rank}")
                 pipes[name, rank] = os.open(tmp_path / f"{name}.{rank}", os.O_RDONLY | os.O_NONBLOCK)
@@ -91,6 +93,18 @@ def test_a_shell_that_does_not_come_to_workers_is_quoted(run, tmp_path, then, wo
     code, _ = run(then=then)
     assert code == 2
     assert refusal(tmp_path).startswith(words)
+
+
+def test_without_a_supervisor_ranks_speak_to_the_shell(tmp_path):
+    report = {"rank": 2, "world_size": 4, "host": "node2", "time_s": 1.0, "exit_code": 3, "text": "why\n"}
+    said = [("hello", HELLO), ("out", 2, "loss 0.9\n"), ("err", 2, "warning\n")]
+    said += [("file", "report.2.json", json.dumps(report)), ("alive", 2, "!"), ("end", 3)]
+    lines = shlex.quote(b"".join(message(*each) for each in said).decode())
+    command = [sys.executable, "-P", "-m", "launch.far", "2-3/4", "node2", "1", "sh", "-c", f"printf %s {lines}"]
+    environ = {**os.environ, env.JOB_DIR: str(tmp_path)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "loss 0.9\n")
+    assert done.stderr.splitlines() == ["warning", "why"]
 
 
 def test_a_host_that_does_not_answer_is_refused(run, tmp_path, monkeypatch):
