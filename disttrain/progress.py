@@ -141,12 +141,9 @@ class Record:
         is_waiting: whether it waits still.
         waits: how many times it has waited; tells two equal calls apart.
         group: number of the group of ranks whose call it is; 0 for that of all.
-<<<<<<< HEAD
-        proxy: the process that stands for it on the reader's host, where that is another; 0: there is none.
+        proxy: what stands for its process, where `host` is not the reader's.
         samples: how many its steps have had.
         spent: on what.
-=======
-        proxy: what stands for its process, where `host` is not the reader's.
     """
 
     rank: int
