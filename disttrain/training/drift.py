@@ -1,16 +1,17 @@
-"""Whether replicas are still equal: digests of their weights, compared over the ranks now and then.
+"""Whether replicas are still equal: digests of weights and the optimizer's slots, compared over ranks now and then.
 
 Ranks that start equal and add equal gradients stay equal, to the bit. A fault of memory, or code that changes weights
 on one rank alone, ends that without a word: every rank goes on, and none trains the model that it seems to.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from disttrain.autodiff import Tensor
 from disttrain.backend import Array, get_array_module
 from disttrain.comm import Communicator
 from disttrain.data_parallel import FlatBuffer
@@ -48,7 +49,7 @@ class Drift:
     """Replicas that differ.
 
     Attributes:
-        tensors: names of the weights that do.
+        tensors: names of the weights that do, and of slots, as in ``dense/kernel/momentum``.
         odd: the ranks that differ from most; empty where there is no majority.
         source: the lowest rank of the majority, else 0.
         world_size: number of ranks.
@@ -62,7 +63,7 @@ class Drift:
     @property
     def words(self) -> str:
         """As in ``rank 2 differs from the other 3 in 'dense/kernel'``."""
-        more = f" and {len(self.tensors) - 1} more weights" if len(self.tensors) > 1 else ""
+        more = f" and {len(self.tensors) - 1} more" if len(self.tensors) > 1 else ""
         what = f"in {self.tensors[0]!r}{more}"
         if self.odd:
             who = f"rank{'s' * (len(self.odd) > 1)} {', '.join(map(str, self.odd))}"
@@ -71,14 +72,22 @@ class Drift:
         return f"rank {' and '.join(map(str, range(self.world_size)))} differ {what}, and none is in the majority"
 
 
-def find(comm: Communicator, buffers: Sequence[FlatBuffer]) -> Drift | None:
-    """Return how the ranks' weights differ, None where they are equal; every rank calls this.
+def find(comm: Communicator, buffers: Sequence[FlatBuffer], slots: Sequence[dict[str, Array]] = ()) -> Drift | None:
+    """Return how the ranks' weights and slots differ, None where they are equal; every rank calls this.
 
-    Moves 16 bytes for each weight.
+    Moves 16 bytes for each.
+
+    Args:
+        comm: the ranks.
+        buffers: where the weights lie.
+        slots: for each buffer, arrays laid out as it is, by name; none where ranks have others by design.
     """
-    names = [parameter.name for buffer in buffers for parameter, _ in buffer.places]
-    own = np.array([number for buffer in buffers for number in digests(buffer)], np.float64)
-    extremes = comm.all_reduce(np.concatenate([own, -own]), "max", name="digests of the weights")
+    found = {p.name: number for buffer in buffers for p, number in _numbered(buffer, buffer.data)}
+    for buffer, arrays in zip(buffers, slots, strict=False):
+        for slot, flat in arrays.items():
+            found |= {f"{p.name}/{slot}": number for p, number in _numbered(buffer, flat)}
+    names, own = list(found), np.array(list(found.values()), np.float64)
+    extremes = comm.all_reduce(np.concatenate([own, -own]), "max", name="digests of weights and slots")
     differing = np.flatnonzero(extremes[: own.size] != -extremes[own.size :])
     if not differing.size:
         return None
@@ -93,13 +102,17 @@ def find(comm: Communicator, buffers: Sequence[FlatBuffer]) -> Drift | None:
     )
 
 
-def digests(buffer: FlatBuffer) -> list[int]:
-    """Return a number below 2^53 for each parameter: the sum of its words of 64 bits.
+def digests(buffer: FlatBuffer, flat: Array) -> list[int]:
+    """Return a number below 2^53 for each parameter's part of `flat`, laid out as `buffer`: the sum of its words.
 
     Any change of a single bit changes it. It is no defence against whoever means to deceive.
     """
-    words, size = buffer.data.view(_WORD), _WORD.itemsize // buffer.data.itemsize
+    words, size = flat.view(_WORD), _WORD.itemsize // flat.itemsize
     return [_sum(words[place.start // size : -(-place.stop // size)]) for _, place in buffer.places]
+
+
+def _numbered(buffer: FlatBuffer, flat: Array) -> Iterable[tuple[Tensor, int]]:
+    return zip((parameter for parameter, _ in buffer.places), digests(buffer, flat), strict=True)
 
 
 def _sum(words: Array) -> int:

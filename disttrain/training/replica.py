@@ -251,14 +251,14 @@ class Replica:
         return {w.name: w.data for w in self.model.weights}
 
     def check(self) -> None:
-        """Compare the weights that are trained with those of all ranks, if they are to agree; every rank calls this.
+        """Compare trained weights, and slots, with those of all ranks, if they are to agree; every rank calls this.
 
         Raises:
             DriftError: they differ, and the policy is to raise.
         """
         if not self.guard.every or self.comm.world_size == 1 or not self.update.agrees:
             return
-        found = drift.find(self.comm, self.buffers)
+        found = drift.find(self.comm, self.buffers, self.update.common_slots)
         if found is None:
             return
         what = f"the replicas have drifted apart: after step {self.optimizer.steps - 1}, {found.words}"

@@ -96,6 +96,11 @@ class Update:
         """Whether this rank alone has all that training goes on from."""
         return self._has_all_slots and not self.gradients.has_parts
 
+    @property
+    def common_slots(self) -> Sequence[dict[str, Array]]:
+        """The optimizer's slots for each buffer, laid out as it is, where every rank has the same; else none."""
+        return self.optimizer.slots
+
     def settle(self) -> None:
         """Make weights and slots the same on all ranks; every rank calls this."""
 
@@ -154,6 +159,11 @@ class LocalUpdate(Update):
         """Whether ranks have taken no steps of their own: their slots differ then."""
         return self._average is None and super().is_whole
 
+    @property
+    def common_slots(self) -> Sequence[dict[str, Array]]:
+        """None."""
+        return ()
+
     def settle(self) -> None:
         """Average weights, without compression, and slots, if there were steps since."""
         if self._average is not None and self._has_moved:
@@ -183,6 +193,11 @@ class ShardedUpdate(Update):
     """Every rank gets the sums of its part of the gradients, updates that part, and sends it to all."""
 
     _has_all_slots = False
+
+    @property
+    def common_slots(self) -> Sequence[dict[str, Array]]:
+        """None."""
+        return ()
 
     def is_finite(self) -> bool:
         """Return whether this rank's part of the gradients is."""
