@@ -77,3 +77,37 @@ def test_nothing_is_lost(program, undisturbed, number):
     begun = {int(first) for first, _ in re.findall(r"steps (\w+) (\d+)", again.out)}
     if ends:
         assert begun == ends  # not a step is done twice
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        pytest.param([signal.SIGHUP], id="HUP", marks=pytest.mark.long),
+        pytest.param([signal.SIGINT], id="INT", marks=pytest.mark.long),
+        pytest.param([signal.SIGINT] * 2, id="INT twice"),
+        pytest.param([signal.SIGTERM] * 2, id="TERM twice", marks=pytest.mark.long),
+        pytest.param([signal.SIGTERM, signal.SIGUSR1] * 2 + [signal.SIGTERM], id="five"),
+    ],
+)
+@pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 10))])
+def test_other_signals_leave_what_a_run_can_go_on_from(program, undisturbed, numbers, number):
+    """They need not save; a second one ends the job, in the middle of a save too: within the time of exit handlers."""
+    chance = random.Random(number)
+    if 2 not in undisturbed:
+        undisturbed[2] = digest(finish(program, 2))
+        shutil.rmtree(program.folder / "saved")
+        for path in program.folder.glob("pid.*"):
+            path.unlink()
+    shutil.copy(Path(__file__).with_name("preempted.py"), program.folder)
+    process = program.start("run", "-n", "2", "preempted.py", str(EPOCHS))
+    for rank in range(2):
+        program.await_file(f"pid.{rank}")
+    time.sleep(chance.uniform(0, 0.5))
+    for sent in numbers:
+        process.send_signal(sent)
+        time.sleep(0.01)
+    asked_s = time.monotonic()
+    done = program.finish(process)
+    assert done.exit_code in (PREEMPTED, *(128 + sent for sent in numbers)), done
+    assert done.time_s - asked_s < 2.0 + MARGIN_S
+    assert digest(finish(program, 2)) == undisturbed[2]
