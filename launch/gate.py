@@ -94,7 +94,7 @@ class Gate:
         self._job = rendezvous.Pass(secret=rendezvous.secret(), job=watch_of(workers))
         self._away = {rendezvous.Claim(rank, 0, 0) for rank in range(workers)}  # have not come
         self._far: dict[socket.socket, Far] = {}
-        self._lost: list[tuple[float, Far]] = []  # since when
+        self._lost: list[tuple[float, Far, str]] = []  # since when, and why
         self._beat_s = 0.0
 
     def run(self, command: Sequence[str], signals: int) -> int:
@@ -151,16 +151,16 @@ class Gate:
             self._beat_s = now_s
             for far in self._far.values():
                 far.tell("beat")
-        for since_s, far in self._lost if not self._has_ended else ():
+        for since_s, far, why in self._lost if not self._has_ended else ():
             if now_s > since_s + _LOSS_S:
-                far.lose("it has ended without a word")
+                far.lose(why)
 
     def _on_message(self, connection: socket.socket) -> None:
-        far = self._far[connection]
+        far, why = self._far[connection], "it has ended without a word"
         try:
             data = connection.recv(_CHUNK_BYTES)
-        except OSError:
-            data = b""
+        except OSError as error:
+            data, why = b"", str(error)
         had_answered = far.has_answered
         far.feed(data)
         if far.has_answered and not had_answered:
@@ -170,7 +170,7 @@ class Gate:
             self._selector.unregister(connection)
             connection.close()
             if far.code is None:
-                self._lost.append((time.monotonic(), far))
+                self._lost.append((time.monotonic(), far, why))
             else:
                 far.close()
 

@@ -261,6 +261,8 @@ class _Running:
             lost, host, code, number = elsewhere.rank, elsewhere.host, elsewhere.code, elsewhere.number
         memory = "" if host else memory_in_words(self._kills)
         loss = loss_in_words(lost, self._job.workers, code, number, memory=memory, host=host)
+        if not (number or host or losses or joined or self._watch.sights or self._done):
+            loss = f"disttrain: no rank has started; what starts them ended with exit code {code}, and said why above\n"
         loss += last_words(self._watch.sights, lost)
         if not code and deserters:
             code = 1  # MPICH ends all ranks, and calls it a success, when one of them calls os._exit(0)

@@ -209,3 +209,10 @@ def test_a_rank_that_was_killed_counts_though_another_had_left_by_itself(program
     program.script(FORKED, "mine/forked.py")
     done = program.run("run", "-n", "2", "--launcher", "mine.forked", script)
     assert done.exit_code == 128 + signal.SIGKILL
+
+
+def test_a_launcher_that_fails_before_any_rank_is_told_apart_from_ranks(program, mpi):
+    done = program.run("run", "-n", "2", "--launcher", "mpirun", "-o", "mpiexec=--no-such-option", program.script(""))
+    assert done.exit_code not in (0, 124)
+    assert f"no rank has started; what starts them ended with exit code {done.exit_code}" in done.err
+    assert "no-such-option" in done.err

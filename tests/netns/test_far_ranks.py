@@ -116,6 +116,23 @@ def test_signals_that_ask_for_the_end_reach_them(job, number):
         assert job.left() == []
 
 
+def test_a_host_that_is_lost_is_named(job):
+    for file in job.folder.glob("up.*"):
+        file.unlink()
+    process = job.start(SLEEP)
+    await_true(lambda: len(list(job.folder.glob("up.*"))) == 3, 60)
+    job.on(1, "ip", "link", "set", "eth0", "down")
+    try:
+        begin_s = time.monotonic()
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert re.search(r"rank [12] of 3 failed first, on host host1.*:\nthe connection to host host1 is lost: ", err)
+        assert time.monotonic() - begin_s < 60
+        await_true(lambda: not job.left(), 90)  # as nobody speaks to them, they have half a minute to save
+    finally:
+        job.on(1, "ip", "link", "set", "eth0", "up")
+
+
 def test_ranks_that_do_not_reach_it_say_so_and_run(job):
     begin_s = time.monotonic()
     done = job.run(JOIN + "print(comm.rank)\n", environ={"DISTTRAIN_INTERFACE": "lo"})
