@@ -5,7 +5,7 @@ import dataclasses
 import psutil
 import pytest
 
-from disttrain.progress import Phase, Record
+from disttrain.progress import Phase, Proxy, Record
 from launch.watch import BUSY, IDLE, STEPS, Watch, odd_one
 
 TIMEOUT_S = 5.0
@@ -265,3 +265,17 @@ def test_without_a_timeout_nothing_is_found():
 def test_the_odd_one_is_in_the_minority_or_behind(numbers, odd):
     records = {rank: waiting(rank, call=(number, *CALL[1:])) for rank, number in enumerate(numbers)}
     assert odd_one(records) == odd
+
+
+def test_of_a_rank_elsewhere_the_watch_asks_no_process_of_this_host():
+    """Its proxy runs, and works, whatever the rank does."""
+    for proxy, kind, times in [
+        (Proxy(pid=1, state=psutil.STATUS_STOPPED), "stopped", 1),
+        (Proxy(pid=1, state=psutil.STATUS_SLEEPING, effort="a"), "stuck", IDLE + 1),
+    ]:
+        job = Job()
+        job.train()
+        all_wait_but(job, 1, phase=Phase.CALLBACK, proxy=proxy)
+        finding, after_s = job.alarm(1000)
+        assert (finding.rank, finding.kind) == (1, kind)
+        assert after_s == pytest.approx(times * TIMEOUT_S, abs=1)
