@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from disttrain.autodiff.ops.random import masked
+from disttrain.autodiff.ops.random import mask_like
 from disttrain.backend import sample_bits, seed
 from disttrain.errors import ConfigError
 from disttrain.layers.layer import Layer
@@ -32,7 +32,11 @@ class Dropout(Layer):
         """Return `x`, masked if `training`."""
         if not training or self.rate == 0:
             return x
-        return masked(x, rate=self.rate, draw=self._bits)
+        return x * self.mask(x)
+
+    def mask(self, like: Any) -> Any:
+        """Return what an array of the shape and dtype of `like`, ``(samples, ...)``, is multiplied by in training."""
+        return mask_like(like, rate=self.rate, draw=self._bits)
 
     def _bits(self, *, samples: int, per_sample: int) -> Any:
         step = current_step()

@@ -1,6 +1,6 @@
 """What the recurrent layers have in common."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from disttrain.autodiff import Tensor, ops
 from disttrain.autodiff.op import array_of
 from disttrain.autodiff.ops import elementwise
-from disttrain.backend import Array, get_array_module
+from disttrain.backend import Array
 from disttrain.errors import ConfigError, ShapeError
 from disttrain.initializers import Initializer
 from disttrain.layers.activation import Function, get_activation
@@ -116,7 +116,7 @@ class Recurrent(Layer):
             raise ShapeError(
                 f"layer {self.path!r} ({type(self).__name__}): expected a step at least, received {x.shape}"
             )
-        samples, _, length = x.shape
+        samples = x.shape[0]
         how: dict[str, Any] = {}
         if initial_state is not None:
             how["begin"] = self._states_of(initial_state, samples)
@@ -127,9 +127,10 @@ class Recurrent(Layer):
         if self.go_backwards:
             x = ops.flip(x, axis=1)
         if training and self.dropout:
-            x = x * self._of_input(_ones(x, (samples, 1, length)))
+            x = x * self._of_input.mask(x[:, :1])
         if training and self.recurrent_dropout:
-            kept = self._of_output(_ones(x, (samples, self.units)))
+            # of something that samples have: what is the same for all of them has no place in the batch
+            kept = self._of_output.mask(ops.broadcast_to(x[:, 0, :1], shape=(samples, self.units)))
             how["drop"] = lambda h: h * kept
         y, *states = self._through(x, how)
         y = y if self.return_sequences else y[:, -1]
@@ -204,7 +205,3 @@ class Gated(Recurrent):
 
 def _array(value: Any) -> Array:
     return value if hasattr(value, "dtype") else np.asarray(value)
-
-
-def _ones(x: Any, shape: Sequence[int]) -> Array:
-    return get_array_module(array_of(x)).ones(shape, x.dtype)

@@ -163,6 +163,28 @@ def test_an_op_without_a_rule_keeps_shards_apart():
     assert got == expected
 
 
+@pytest.mark.parametrize("shape", [(33,), (1, 33)])
+def test_dropout_of_what_all_shards_have_keeps_them_apart(shape):
+    class Positions(LAYERS.Layer):
+        def build(self, input_shape):
+            self.drop = LAYERS.Dropout(0.5, name="drop")
+            self.positions = self.add_weight("positions", shape)
+
+        def call(self, x):
+            return x + self.drop(self.positions)
+
+    def build():
+        x, y = worlds.digits(4 * BATCH)
+        layers = [LAYERS.Dense(33, input_shape=(64,)), Positions(), LAYERS.Dense(10, activation="softmax")]
+        model = dt.Sequential(layers)
+        return model, x.reshape(len(x), -1), y
+
+    expected, _ = worlds.alone(train, build, False)
+    got, plans = worlds.alone(train, build)
+    assert plans == [None]  # one mask would be drawn for all of them, from other places
+    assert got == expected
+
+
 def test_dropout_of_what_is_computed_for_each_shard_keeps_shards_apart():
     def build():
         layers = [

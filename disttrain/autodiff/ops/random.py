@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from disttrain.autodiff.joining import Axes, Joined
+from disttrain.autodiff.joining import each
 from disttrain.autodiff.op import op
 from disttrain.backend import Array, get_array_module, sample_bits
 
@@ -21,31 +21,24 @@ def dropout(x: Array, *, rate: float, key: tuple[int | str, ...], first: int = 0
 
     Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", 2014.
     """
-    return masked(x, rate=rate, draw=partial(sample_bits, *key, first=first))
-
-
-def masked(x: Array, *, rate: float, draw: Callable[..., Any]) -> Array:
-    """Return `dropout` of `x` with the bits of ``draw(samples=..., per_sample=...)``, called when this runs."""
-    return x * _mask(x, rate=rate, draw=draw)
+    return x * mask_like(x, rate=rate, draw=partial(sample_bits, *key, first=first))
 
 
 @op
-def _mask(x: Array, *, rate: float, draw: Callable[..., Any]) -> Array:
+def mask_like(x: Array, *, rate: float, draw: Callable[..., Any]) -> Array:
+    """Return what `dropout` multiplies an array of the shape and dtype of `x` by: 0 and ``1 / (1 - rate)``.
+
+    Its bits are those of ``draw(samples=..., per_sample=...)``, called when this runs.
+    """
     bits = draw(samples=x.shape[0], per_sample=math.prod(x.shape[1:]))
     kept = (bits >= round(rate * 2**32)).reshape(x.shape)
     return get_array_module(x).asarray(kept / (1 - rate), dtype=x.dtype)
 
 
-@_mask.vjp
+@mask_like.vjp
 def _(_g: Array, _y: Array, _x: Array, *, rate: float, draw: Callable[..., Any]) -> tuple[Array, ...]:
     return (None,)
 
 
-_mask.is_placed = True
-
-
-def _joined(axes: Axes, *_given: Any, **_attributes: Any) -> Joined:
-    return (0, (0,)) if axes[0] in (0, None) else None
-
-
-_mask.joined = _joined
+mask_like.is_placed = True
+mask_like.joined = lambda axes, *given, **attributes: each(0)(axes, *given) if axes == (0,) else None
