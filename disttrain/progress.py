@@ -68,14 +68,14 @@ class Spent(NamedTuple):
     Attributes:
         data: until it had the next batch.
         compute: forward, backward, metrics and optimizer.
-        own: callbacks, and the script's own code.
+        callbacks: callbacks, and the script's own code.
         network: to send, and until a message was sent.
         waiting: for other ranks.
     """
 
     data: int = 0
     compute: int = 0
-    own: int = 0
+    callbacks: int = 0
     network: int = 0
     waiting: int = 0
 
@@ -87,14 +87,14 @@ _KINDS = {"f": "float", "i": "int", "u": "uint", "b": "bool", "c": "complex"}
 
 # The places of the words; the host's name lies behind them.
 _PLACE, _PID, _RUN, _STEP, _PHASE, _CALL, _WHAT, _BYTES, _PEER, _WAITS, _ASKED, _SAMPLES = range(12)
-_DATA, _COMPUTE, _OWN, _NETWORK, _WAITING, _OTHER = range(12, 18)  # nanoseconds, as of `Spent`
+_DATA, _COMPUTE, _CALLBACKS, _NETWORK, _WAITING, _OTHER = range(12, 18)  # nanoseconds, as of `Spent`
 _HOST = slice(256, 384)
 _RECORD_BYTES = 384
 
 _SPENT_ON = {
     **dict.fromkeys(Phase, _OTHER),
     **dict.fromkeys((Phase.FORWARD, Phase.BACKWARD, Phase.METRICS, Phase.OPTIMIZER), _COMPUTE),
-    **dict.fromkeys((Phase.CALLBACK, Phase.SCRIPT), _OWN),
+    **dict.fromkeys((Phase.CALLBACK, Phase.SCRIPT), _CALLBACKS),
     Phase.DATA: _DATA,
     Phase.BUCKET: _NETWORK,
 }

@@ -2,11 +2,11 @@
 
 Ranks wait for each other in every step, so that all steps take as long as those of the slowest. Of its own part of
 them each rank adds up in its record what it has spent on what (`disttrain.progress.Spent`), and what it has waited.
-Two looks between which every rank has begun another step make a slice. Of the last slices that one is left out in
-which a rank took longest: a pause is no slowness. A rank is slow if its part of a step took
+Two looks between which every rank has begun another step make a slice. A rank is slow if its part of a step took
 
-- at least 3 times as long as that of the others, their median, in 5 slices; or 1.5 times as long in 20; and longer
-  than what more samples explain; and
+- at least 3 times as long as that of the others, their median, in the last 5 slices, or 1.5 times as long in 20;
+  also without the slice in which it took longest, since a pause is no slowness; and so much longer than what more
+  samples explain; and
 - so much longer that this is a fifth of its step, or more.
 
 Its part is data, computing, and callbacks, without those that rank 0 alone has, since it writes for all. Only where
@@ -14,8 +14,10 @@ no rank is slow by these does the time count that it takes to send.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import sub
 from statistics import median
 
 from disttrain.progress import Record, Spent
@@ -25,6 +27,9 @@ LOST = 0.2  # of its step
 FIRST_STEPS = 3  # of a `fit` take as long as they like
 QUIET = 100  # slices without slowness, after which it is news again
 _MOST = 0.75  # of what is lost: another kind as large is news
+
+_CALLBACKS, _WAITING = Spent._fields.index("callbacks"), Spent._fields.index("waiting")
+_WITH_NETWORK, _WITHOUT_NETWORK = _WAITING, Spent._fields.index("network")  # so many fields of `Spent`
 
 _TRY = {
     "data": "look at what this rank does to load a batch, and at the disk or network that it reads from",
@@ -36,26 +41,20 @@ _TRY = {
 _IN = {"callbacks": "compute, in callbacks or the script's own code", "compute": "compute, in the model's steps"}
 
 
+Look = Mapping[int, tuple[int, ...]]  # by rank: steps begun, their samples, and the nanoseconds of `Spent`
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A rank's part of one or more slices.
+    """A rank's part of a step, on average.
 
     Attributes:
-        steps: that it has begun.
-        samples: that these have had.
+        samples: that it had.
         spent: on what, in nanoseconds.
     """
 
-    steps: int
-    samples: int
-    spent: Spent
-
-    def per_step(self, value: float) -> float:
-        """Return `value`, of the whole part, for each of its steps."""
-        return value / self.steps
-
-
-Slice = Mapping[int, Part]  # by rank
+    samples: float
+    spent: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +91,7 @@ class Stragglers:
 
     def __init__(self) -> None:
         self._last: Mapping[int, Record] = {}
-        self._is_warm = False
-        self._slices: deque[Slice] = deque(maxlen=max(WINDOWS))
+        self._looks: deque[Look] = deque(maxlen=max(WINDOWS) + 1)
         self._named: dict[int, str] = {}  # what was said of which ranks
         self._quiet: dict[int, int] = {}  # for how many slices these have not been slow
 
@@ -102,16 +100,15 @@ class Stragglers:
         left = min((record.world_size for record in records.values()), default=0)
         now = {r: record for r, record in records.items() if record.world_size == left and record.step is not None}
         if now.keys() != self._last.keys() or any(_is_another(now[r], self._last[r]) for r in now):
-            self._last, self._is_warm = now, False
-            self._slices.clear()
+            self._last = now
+            self._looks.clear()
             return []
-        steps = {r: now[r].begun[1] - self._last[r].begun[1] for r in now}
-        if len(now) < 2 or min(steps.values()) < (1 if self._is_warm else FIRST_STEPS):
+        begun = min((now[r].begun[1] - self._last[r].begun[1] for r in now), default=0)
+        if len(now) < 2 or begun < (1 if self._looks else FIRST_STEPS):
             return []
-        if self._is_warm:
-            self._slices.append({r: _between(self._last[r], now[r]) for r in now})
-        self._last, self._is_warm = now, True
-        return self._news(find(self._slices))
+        self._last = now
+        self._looks.append({r: (each.begun[1], each.samples, *each.spent) for r, each in now.items()})
+        return self._news(find(list(self._looks)))
 
     def _news(self, slow: Mapping[int, Straggler]) -> list[Straggler]:
         for rank in list(self._named):
@@ -128,72 +125,75 @@ class Stragglers:
         return known is None or (found.kind != known and found.share >= _MOST)
 
 
-def find(slices: Sequence[Slice]) -> dict[int, Straggler]:
-    """Return the ranks that are slow in the last of `slices`."""
-    for measure in (_without_network, _with_network):
+def find(looks: Sequence[Look]) -> dict[int, Straggler]:
+    """Return the ranks that are slow in the slices between the last of `looks`, all at the same ranks."""
+    for kinds in (_WITHOUT_NETWORK, _WITH_NETWORK):
         found: dict[int, Straggler] = {}
-        for length, times in WINDOWS.items():
-            window = list(slices)[-length:]
-            for rank in window[-1] if len(window) == length else ():
-                straggler = judge(window, rank, times, measure)
-                if straggler is not None and rank not in found:
-                    found[rank] = straggler
+        for slices, times in WINDOWS.items():
+            if len(looks) > slices:
+                found = _slow(looks[-slices - 1 :], times, kinds) | found
         if found:
             return found
     return {}
 
 
-Measure = Callable[[Spent], dict[str, float]]  # what counts of it, by kind
+def _slow(looks: Sequence[Look], times: float, kinds: int) -> dict[int, Straggler]:
+    """Return the ranks that are slow between all `looks`, and also without the slice in which they took longest."""
+    found = {}
+    parts = {each: _part(_since(looks[0], looks[-1], each)) for each in looks[0]}
+    for rank in parts:
+        if judge(parts, rank, times, kinds) is None:
+            continue
+        slices = list(pairwise(looks))
+        first, end = max(slices, key=lambda ends: sum(_since(ends[0], ends[1], rank)[2 : 2 + kinds]))
+        others = {each: _part(map(sub, _since(looks[0], looks[-1], each), _since(first, end, each))) for each in parts}
+        if (straggler := judge(others, rank, times, kinds)) is not None:
+            found[rank] = straggler
+    return found
 
 
-def judge(window: Sequence[Slice], rank: int, times: float, measure: Measure) -> Straggler | None:
-    """Return whether, and in what, a rank is slow in a number of slices.
+def _since(first: Look, last: Look, rank: int) -> tuple[int, ...]:
+    return tuple(map(sub, last[rank], first[rank]))
+
+
+def _part(counts: Iterable[int]) -> Part:
+    steps, samples, *spent = counts
+    return Part(samples=samples / steps, spent=tuple(ns / steps for ns in spent))
+
+
+def judge(parts: Mapping[int, Part], rank: int, times: float, kinds: int) -> Straggler | None:
+    """Return whether, and in what, a rank is slow.
 
     Args:
-        window: the slices, at least two.
-        rank: whose part is compared with that of the others.
+        parts: of all ranks, at least two.
+        rank: whose part is compared with the others'.
         times: as long it must be.
-        measure: what it consists of.
+        kinds: of what is spent, so many count, in the order of `Spent`.
     """
-    longest = max(range(len(window)), key=lambda i: sum(measure(window[i][rank].spent).values()))
-    parts = {r: _total([s[r] for i, s in enumerate(window) if i != longest]) for r in window[0]}
-    own = parts.pop(rank)
-    kinds = {r: {kind: part.per_step(ns) for kind, ns in measure(part.spent).items()} for r, part in parts.items()}
-    mine = {kind: own.per_step(ns) for kind, ns in measure(own.spent).items()}
-    usual = {kind: median(each[kind] for each in kinds.values()) for kind in mine}
-    if rank == 0:
-        mine["callbacks"] = min(mine["callbacks"], usual["callbacks"])
-    samples = median(part.per_step(part.samples) for part in parts.values())
-    more = max(1.0, own.per_step(own.samples) / samples) if samples else 1.0
-    part_ns, usual_ns = sum(mine.values()), more * median(sum(each.values()) for each in kinds.values())
-    waits_ns = own.per_step(own.spent.waiting)
-    if part_ns < times * usual_ns or part_ns - usual_ns <= LOST * (part_ns + waits_ns):
+    own = parts[rank]
+    others = [part for each, part in parts.items() if each != rank]
+    usual_ns = median(sum(part.spent[:kinds]) for part in others)
+    samples = median(part.samples for part in others)
+    if sum(own.spent[:kinds]) < times * usual_ns or (own.samples and not samples):
         return None
-    excess = {kind: max(0.0, mine[kind] - more * usual[kind]) for kind in mine}
-    kind = max(excess, key=excess.__getitem__)
-    share = excess[kind] / sum(excess.values())
-    return Straggler(rank=rank, kind=kind, share=share, part_s=part_ns / 1e9, usual_s=usual_ns / 1e9)
-
-
-def _without_network(spent: Spent) -> dict[str, float]:
-    return {"data": spent.data, "compute": spent.compute, "callbacks": spent.own}
-
-
-def _with_network(spent: Spent) -> dict[str, float]:
-    return {**_without_network(spent), "network": spent.network}
-
-
-def _total(parts: Sequence[Part]) -> Part:
-    return Part(
-        steps=sum(part.steps for part in parts),
-        samples=sum(part.samples for part in parts),
-        spent=Spent(*map(sum, zip(*(part.spent for part in parts), strict=True))),
+    more = max(1.0, own.samples / samples) if samples else 1.0  # fewer samples explain nothing
+    mine = list(own.spent[:kinds])
+    usual = [median(part.spent[kind] for part in others) for kind in range(kinds)]
+    if rank == 0:
+        mine[_CALLBACKS] = min(mine[_CALLBACKS], usual[_CALLBACKS])
+    excess = [max(0.0, ns - more * theirs) for ns, theirs in zip(mine, usual, strict=True)]
+    part_ns, usual_ns = sum(mine), more * usual_ns
+    lost_ns = min(part_ns - usual_ns, sum(excess))
+    if part_ns < times * usual_ns or lost_ns <= LOST * (part_ns + own.spent[_WAITING]):
+        return None
+    kind = excess.index(max(excess))
+    return Straggler(
+        rank=rank,
+        kind=Spent._fields[kind],
+        share=excess[kind] / sum(excess),
+        part_s=part_ns / 1e9,
+        usual_s=usual_ns / 1e9,
     )
-
-
-def _between(before: Record, after: Record) -> Part:
-    spent = Spent(*(b - a for a, b in zip(before.spent, after.spent, strict=True)))
-    return Part(steps=after.begun[1] - before.begun[1], samples=after.samples - before.samples, spent=spent)
 
 
 def _is_another(record: Record, last: Record) -> bool:

@@ -85,9 +85,9 @@ def test_time_is_added_to_what_it_was_spent_on(kept, monkeypatch):
     progress.at(Phase.CALLBACK)
     assert added() == {"waiting": 1, "compute": 1, "network": 1}
     with progress.phase(Phase.CHECKPOINT):
-        assert added() == {"own": 1}
+        assert added() == {"callbacks": 1}
     progress.at(Phase.SHUTDOWN)
-    assert added() == {"own": 1}  # and nothing of the checkpoint
+    assert added() == {"callbacks": 1}  # and nothing of the checkpoint
 
 
 def test_the_clock_is_looked_at_only_where_something_else_begins(kept, monkeypatch):

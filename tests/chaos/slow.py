@@ -1,7 +1,7 @@
 """A training in which one rank becomes slow: `python slow.py KIND RANK STEPS`.
 
 In each of STEPS steps every rank works for 20 ms. From step 10 on RANK takes 200 ms: for its data, in a layer, or to
-send a message; "stopped" is stopped for half of the time, and so takes twice as long; "none" goes on as before.
+send messages; "stopped" is stopped for half of the time, and so takes twice as long; "none" goes on as before.
 """
 
 import itertools

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disttrain.progress import Phase, Record, Spent
-from launch.stragglers import FIRST_STEPS, LOST, QUIET, WINDOWS, Stragglers
+from launch.stragglers import FIRST_STEPS, LOST, QUIET, WINDOWS, Part, Stragglers, judge
 from launch.watch import LOOK_S
 
 MS = 1_000_000
-KINDS = {"data": "data", "compute": "compute", "callbacks": "own", "network": "network"}  # and their words in `Spent`
-USUAL = Spent(data=2 * MS, compute=15 * MS, own=1 * MS, network=2 * MS)
+KINDS = ["data", "compute", "callbacks", "network"]
+USUAL = Spent(data=2 * MS, compute=15 * MS, callbacks=1 * MS, network=2 * MS)
 SOON = max(WINDOWS) + FIRST_STEPS + 1  # steps, where each takes as long as a look
 
 
@@ -66,8 +66,7 @@ class Job:
 
 def slower(kind, times):
     """Return the part of a rank that takes so many times as long as USUAL, all of it for `kind`."""
-    word = KINDS[kind]
-    return USUAL._replace(**{word: getattr(USUAL, word) + round((times - 1) * sum(USUAL))})
+    return USUAL._replace(**{kind: getattr(USUAL, kind) + round((times - 1) * sum(USUAL))})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,7 +84,7 @@ def test_a_rank_ten_times_slower_is_named_within_twenty_steps(kind, ranks):
 
 @settings(deadline=None, derandomize=True)
 @given(
-    kind=st.sampled_from(sorted(KINDS)),
+    kind=st.sampled_from(KINDS),
     times=st.floats(1.8, 100),
     ranks=st.integers(2, 9),
     who=st.integers(1, 8),
@@ -113,11 +112,11 @@ def test_whoever_is_slow_is_named_for_what_it_is_and_nobody_else(kind, times, ra
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_where_all_are_slow_now_and_then_nobody_is(ranks, seed):
     """As where ranks share cores: what a step costs each of them varies by a factor of twenty."""
     noise, job = random.Random(seed), Job(ranks)
-    for _ in range(20_000):
+    for _ in range(5_000):
         times = [noise.lognormvariate(0, 0.75) for _ in range(ranks)]
         job.step({rank: Spent(*(round(ns * times[rank] / 4) for ns in USUAL)) for rank in range(ranks)})
     assert job.named() == []
@@ -129,7 +128,7 @@ def test_a_pause_is_no_slowness(kind, step_ms):
     job = Job()
     usual = Spent(*(ns * step_ms // 20 for ns in USUAL))
     everyone = dict.fromkeys(range(3), usual)
-    long = usual._replace(**{KINDS[kind]: 3000 * MS})
+    long = usual._replace(**{kind: 3000 * MS})
     for _ in range(5):
         job.train(max(SOON, 8000 // step_ms), everyone)
         job.step({**everyone, 1: long})
@@ -166,10 +165,12 @@ def test_more_samples_take_longer():
     assert job.named() == [(0, "compute")]
 
 
-def test_a_rank_without_samples_stands_for_nobody():
+def test_a_rank_without_samples_is_compared_with_nobody():
     job = Job(2, samples={0: 1, 1: 0})
-    job.train(200, {0: slower("compute", 1.4)})
+    job.train(200, {0: slower("compute", 10)})
     assert job.named() == []
+    job.train(200, {1: slower("compute", 10)})
+    assert job.named() == [(1, "compute")]
 
 
 @pytest.mark.parametrize(("lost", "named"), [(LOST - 0.02, []), (LOST + 0.02, [(1, "compute")])])
@@ -235,6 +236,31 @@ def test_survivors_go_on_without_the_lost_rank():
     job.step = with_the_lost
     job.train(200, {2: slower("compute", 10)})
     assert job.named() == [(2, "compute")]
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(
+    parts=st.lists(
+        st.builds(
+            Part,
+            samples=st.floats(0, 1e6),
+            spent=st.tuples(*[st.sampled_from([0.0, 1.0, 1e6, 1e9]) | st.floats(0, 1e12)] * len(Spent._fields)),
+        ),
+        min_size=2,
+        max_size=6,
+    ),
+    kinds=st.sampled_from([3, 4]),
+)
+def test_whatever_ranks_have_noted_is_judged(parts, kinds):
+    """And who is named for a kind has spent more on it than at least half of the others."""
+    for rank in range(len(parts)):
+        found = judge(dict(enumerate(parts)), rank, 1.5, kinds)
+        if found is not None:
+            place = Spent._fields.index(found.kind)
+            mine, *others = (part.spent[place] for part in [parts[rank], *parts[:rank], *parts[rank + 1 :]])
+            assert sum(mine > each for each in others) >= len(others) / 2
+            assert 0 < found.share <= 1
+            assert found.part_s > found.usual_s
 
 
 def test_one_rank_alone_is_not_slow():
