@@ -140,7 +140,7 @@ def test_the_first_steps_of_a_fit_may_take_long_on_one_rank():
     for run in (1, 2, 3):
         job.records = {rank: dataclasses.replace(record, run=run) for rank, record in job.records.items()}
         job.look()
-        job.train(FIRST_STEPS, {1: slower("compute", 1000)})
+        job.train(4, {1: slower("compute", 1000)})  # that at which it is first looked at, and three
         job.train(50)
     assert job.named() == []
 
