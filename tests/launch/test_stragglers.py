@@ -82,6 +82,13 @@ def test_a_rank_ten_times_slower_is_named_within_twenty_steps(kind, ranks):
     assert job.named() == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rank_slow_from_the_beginning_is_named_as_soon(kind):
+    job = Job()
+    job.train(20, {1: slower(kind, 12)})
+    assert job.named() == [(1, kind)]
+
+
 @settings(deadline=None, derandomize=True)
 @given(
     kind=st.sampled_from(KINDS),
@@ -204,7 +211,7 @@ def test_it_is_said_again_when_it_changes_and_when_it_comes_back():
     assert job.named() == [(1, "compute")]
     job.train(200, {2: slower("compute", 10)})
     assert job.named() == [(2, "compute")]
-    job.train(100)
+    job.train(QUIET // 2 * 10)  # ten of these steps are a slice
     job.train(100, {2: slower("compute", 10)})
     assert job.named() == []  # soon after
     job.train(QUIET * 20)
