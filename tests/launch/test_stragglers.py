@@ -219,6 +219,13 @@ def test_it_is_said_again_when_it_changes_and_when_it_comes_back():
     assert job.named() == [(2, "compute")]
 
 
+def test_a_rank_that_is_slow_in_all_that_it_does_is_named_once():
+    job = Job()
+    for data, compute in [(60, 40), (40, 60)] * 5:
+        job.train(200, {1: USUAL._replace(data=USUAL.data + data * MS, compute=USUAL.compute + compute * MS)})
+    assert job.named() == [(1, "data")]
+
+
 def test_a_rank_that_computes_slowly_is_not_named_for_those_that_cannot_send_to_it():
     job = Job(3)
     blocked = USUAL._replace(network=USUAL.network + round(9 * sum(USUAL)))
