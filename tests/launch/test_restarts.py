@@ -64,6 +64,15 @@ def test_a_failure_further_back_is_no_progress():
     assert not policy.goes_on
 
 
+def test_progress_forgets_what_failed_before():
+    policy = restarts(times=99)
+    for step in [17, 17, 20, 17, 17]:
+        policy.after(failure("exception", step), None)
+        assert policy.goes_on
+    policy.after(failure("exception", 17), None)
+    assert not policy.goes_on
+
+
 def test_the_steps_of_another_fit_are_others():
     policy = restarts(times=99)
     for run, step in [(1, 17), (1, 17), (2, 3), (2, 17), (2, 17), (3, 17)]:

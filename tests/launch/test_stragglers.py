@@ -277,6 +277,12 @@ def test_whatever_ranks_have_noted_is_judged(parts, kinds):
             assert found.part_s > found.usual_s
 
 
+def test_a_rank_that_is_slow_in_nothing_of_all_is_not_named():
+    spent = [(8e6, 8e6, 0.0), (9e6, 0.0, 0.0), (0.0, 9e6, 0.0), (9e6, 9e6, 0.0)]
+    parts = {rank: Part(samples=8, spent=(*each, 0.0, 0.0)) for rank, each in enumerate(spent)}
+    assert judge(parts, 0, 1.5, 3) is None
+
+
 def test_one_rank_alone_is_not_slow():
     job = Job(1)
     job.train(200)
