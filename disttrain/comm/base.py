@@ -1,8 +1,10 @@
 """A communicator: a transport supplies send and receive, all else is written once on top."""
 
+import contextvars
 import itertools
 import json
 import os
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
@@ -15,13 +17,15 @@ from disttrain import env, progress
 from disttrain.backend import Array, get_array_module
 from disttrain.comm import canonical, costs, doubling, node, ring, tree
 from disttrain.comm.arrays import aligned_zeros, check_flat, check_writable, combination, contiguous, copy_back
-from disttrain.comm.contract import TAG, Contract, called
+from disttrain.comm.contract import TAG, Call, Contract, called
 from disttrain.comm.costs import Costs
 from disttrain.comm.encoded import Wire, wire_of
+from disttrain.comm.heads import Repeated
 from disttrain.comm.node import Node, Share
 from disttrain.comm.pending import DONE, Channel, HostArray, Pending, Request, Steps
 from disttrain.comm.scratch import Scratch
 from disttrain.comm.segments import Exchange
+from disttrain.comm.shorts import Shorts
 from disttrain.errors import CommError, ConfigError, ShapeError
 
 __all__ = ["Communicator", "Pending", "Request", "Wire"]
@@ -49,6 +53,7 @@ class Communicator(ABC):
         bytes_sent: payload of all messages that this rank has sent so far; what ranks of a node read from each other's
             memory is none.
         scratch: lends memory to collectives.
+        quietly: calls a function with arguments; floating-point errors in it are no warnings.
         hosts: of each rank, what tells its host from others; empty until ranks have told each other.
         costs: of messages between hosts, or, where all ranks are on one, within it; the same on all ranks.
     """
@@ -76,14 +81,29 @@ class Communicator(ABC):
         self._groups = 0  # in the job's communicator: the highest number of a group that this rank has been in
         self._everywhere: deque[Pending] = deque()  # as `_under_way`, of the job and all groups in it
         self._contract = Contract(self)
+        self._shorts = Shorts()
+        # An overflow shows in a sum, on all ranks; a warning would be raised on one. Set once: it takes a microsecond.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.quietly = contextvars.copy_context().run
 
     @abstractmethod
     def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
         """Start to send `array`, C-contiguous, shape ``(n,)``, which stays as it is until sent."""
 
     @abstractmethod
-    def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
-        """Start to receive into `array`; messages of one source and tag arrive in their order."""
+    def _irecv(self, array: HostArray, source: int, tag: int, *, up_to: bool = False) -> Request:
+        """Start to receive into `array`; messages of one source and tag arrive in their order.
+
+        Args:
+            array: C-contiguous, shape ``(n,)``.
+            source: who sends.
+            tag: of the message.
+            up_to: whether it may be shorter than `array`; else that is an error.
+        """
+
+    def _repeated(self, memory: HostArray, peer: int, tag: int, *, sends: bool) -> Repeated:
+        """Return a message that is started again and again; see `Repeated`."""
+        return Repeated(weakref.proxy(self), memory, peer, tag, sends=sends)  # this has it
 
     def _tell(self, rank: int, data: bytes) -> None:  # noqa: B027
         """Start to send a control message of at most 4 KiB to `rank`, past all messages; never blocks.
@@ -166,6 +186,7 @@ class Communicator(ABC):
         hosts = self.hosts = self.all_gather_json(host)
         members = [rank for rank, other in enumerate(hosts) if other == host]
         self.local_rank = members.index(self.rank)
+        self._node = None
         if len(members) > 1:
             names = [self.job_ranks[rank] for rank in members]
             exchange = self._exchange_among(members)
@@ -435,6 +456,11 @@ class Communicator(ABC):
                 self._sequence += 1  # its messages, had it needed any, would have had this tag
                 return array
             begun = made
+        elif len(self._nodes) == self.world_size and not self._under_way:
+            steps = self._shorts.all_reduce(self, array, op, name)
+            if steps is not None:
+                self._run_from(steps, what, array)
+                return array
         if begun is None:
             check_writable(array)
             combination(op, array)  # refuses what it does not know
@@ -511,6 +537,18 @@ class Communicator(ABC):
     def _run(self, steps: Steps, op: str, array: Array) -> None:
         self._start(steps, op, array).wait()
 
+    def _run_from(self, steps: Steps, op: str, array: Array) -> None:
+        """As `_run`, of steps that are likely to go through without waiting: nobody needs to know of these."""
+        try:
+            request = next(steps, None)
+        except BaseException as failure:
+            steps = _failed(failure)
+        else:
+            if request is None:
+                return
+            steps = itertools.chain((request,), steps)
+        self._run(steps, op, array)
+
     def _finish(self, request: Request, op: str, array: Array, peer: int) -> None:
         progress.waits(self._call(op, array), self.job_ranks[peer])
         try:
@@ -536,13 +574,15 @@ class Communicator(ABC):
             name: what that is, in words.
             by_messages: whether nothing of it is announced in the node's memory.
         """
-        tag = USER_TAGS + 1 + self._sequence % _TAGS
         self._sequence += 1
         made = called(self._sequence, op, array, name)
         self._contract.begin(made)
         if self._node is not None and by_messages:
             self._node.passes_by(made)
-        return Channel(self, tag, made)
+        return self._channel_of(made)
+
+    def _channel_of(self, call: Call) -> Channel:
+        return Channel(self, USER_TAGS + 1 + (call.sequence - 1) % _TAGS, call)
 
     @property
     def _leaders(self) -> list[int]:
@@ -574,6 +614,11 @@ class Communicator(ABC):
             raise CommError(f"{role} {rank} is this rank itself: copy the array instead")
         if not 0 <= tag < USER_TAGS:
             raise ConfigError(f"tag {tag}: expected 0 to {USER_TAGS - 1}")
+
+
+def _failed(failure: BaseException) -> Steps:
+    raise failure
+    yield  # which makes these the steps of a collective that has failed
 
 
 def _listed(ranks: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
 """The contract: every rank makes the same collectives in the same order, and ranks that do not are told so at once.
 
-A collective's first message to a rank goes behind one of 16 bytes, with a digest of what was called: the receiver
-compares it with that of its own call before it uses any of the data. In a node's memory the ranks' announcements are
+A collective's first message to a rank goes behind a head of 16 bytes, with a digest of what was called, or, where it is
+short, in one message with it: the receiver compares that with its own call before it uses any of the data. In a node's memory the ranks' announcements are
 compared instead, by the kernel. Neither costs a round trip. Where nothing meets that could be compared, because one
 rank waits in shared memory and another for messages, or both wait, whoever has waited for a while says in what, to the
 rank that it waits for.
@@ -12,16 +12,16 @@ A rank that finds a difference tells all ranks; each says what it has called, an
 import functools
 import hashlib
 import json
-import struct
 import weakref
 import zlib
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from weakref import WeakValueDictionary
 
 import numpy as np
 
+from disttrain.comm.heads import Heads
 from disttrain.comm.pending import HostArray, Request
 from disttrain.comm.waiting import PATIENCE_S, caller, wait_until
 from disttrain.errors import CommError, ContractError
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from disttrain.comm.base import Communicator
 
 TAG = 1 << 14  # the first of those that are not the user's
-_HEAD = struct.Struct("<qq")  # the message that goes ahead: number and mark of a call
 _TEXT = 100  # characters of a name or a path
 _SETTLE_S = 1.0  # for which a difference waits for what other ranks say: one of them may be busy
 _name_of = functools.cache(str)  # of a dtype: NumPy makes it anew each time, in 3 us
@@ -112,9 +111,9 @@ class Contract:
         self._failure: ContractError | None = None
         self._own: dict[int, Call] = {}
         self._early: defaultdict[int, list[tuple[int, Told]]] = defaultdict(list)  # of collectives still to come here
-        self._come: set[tuple[int, int]] = set()  # rank and number of a head that is here, and was compared
-        self._asked: dict[int, tuple[HostArray, Request]] = {}  # the next head, by rank
-        self._sent: deque[Request] = deque()  # heads that may not have gone through
+        # what heads have brought that are here, and were compared, by rank and number
+        self._come: dict[tuple[int, int], HostArray] = {}
+        self._heads: dict[int, Heads] = {}  # by rank
 
     def begin(self, call: Call) -> None:
         """Note a collective of this rank, before it sends or announces anything.
@@ -131,6 +130,27 @@ class Contract:
                 self._compare(rank, call.sequence, told)
             for sequence in [each for each in self._early if each < call.sequence]:
                 del self._early[sequence]
+
+    def notes(self, sequence: int, terms: tuple[Any, ...]) -> bool:
+        """Note a collective of this rank, as `begin` does, of which all that others say is compared with heads.
+
+        Args:
+            sequence: of its `Call`.
+            terms: what follows in that, up to the place.
+
+        Returns:
+            Whether it was noted: nothing has been heard that would have to be compared first.
+        """
+        if self._job._failure is not None or self._early or self._come:
+            return False
+        self._own[sequence] = tuple.__new__(Call, (sequence, *terms, caller()[-_TEXT:]))
+        if len(self._own) > _KEPT:
+            del self._own[next(iter(self._own))]
+        return True
+
+    def own(self, sequence: int) -> Call:
+        """Return this rank's collective of that number, which is under way."""
+        return self._own[sequence]
 
     def job_rank(self, rank: int) -> int:
         """Return `rank` of this communicator, as the job numbers it."""
@@ -176,43 +196,55 @@ class Contract:
                 call = Call(*calls[0][1])
                 contract._compare(rank, call.sequence, call)
 
-    def send_head(self, call: Call, dest: int) -> None:
-        """Start to send to rank `dest` what this one has called."""
-        while self._sent and self._sent[0].test():
-            self._sent.popleft()
-        head = np.frombuffer(_HEAD.pack(call.sequence, call.mark), np.uint8)
-        self._sent.append(self._comm._isend(head, dest, TAG))
+    def send_head(self, call: Call, dest: int, data: HostArray | None = None) -> Request:
+        """Start to send to rank `dest` what this one has called, and `data` behind it: a copy, of at most `ROOM` bytes."""
+        return self.heads_of(dest).send(call.sequence, call.mark, data)
 
-    def has_come(self, rank: int, sequence: int) -> bool:
+    def has_come(self, rank: int, sequence: int, into: HostArray | None = None) -> bool:
         """Return whether the head of what `rank` sends in a collective is here; never blocks.
 
         Heads come in the order in which the other rank first sends, which may be another than that of the calls.
 
+        Args:
+            rank: the other rank.
+            sequence: number of the collective.
+            into: gets what the head carries, once it is here; C-contiguous, shape ``(n,)``. None: it carries nothing.
+
         Raises:
             ContractError: it says something else.
+            CommError: it carries more or less.
         """
-        if (rank, sequence) in self._come:
-            self._come.remove((rank, sequence))
-            return True
-        while True:
-            head, request = self._asked.get(rank) or self._ask(rank)
-            if not request.test():
+        data = self._come.pop((rank, sequence), None)
+        while data is None:
+            head = self.heads_of(rank).next()
+            if head is None:
                 return False
-            del self._asked[rank]
-            number, mark = _HEAD.unpack(head.data)
+            number, mark, carried = head
             self._compare(self.job_rank(rank), number, mark)
             if number == sequence:
-                return True
-            self._come.add((rank, number))
+                data = carried
+            else:
+                self._come[rank, number] = carried.copy()
+        expected = 0 if into is None else into.nbytes
+        if data.nbytes != expected:
+            raise CommError(
+                f"rank {self.rank}: message from rank {self.job_rank(rank)} has {data.nbytes} bytes, expected {expected}; "
+                "all ranks must pass arrays of the same shape and dtype"
+            )
+        if into is not None:
+            into.view(np.uint8)[...] = data
+        return True
 
     def wait_for_head(self, rank: int) -> None:
         """Block until the next head from `rank` is here."""
-        self._asked[rank][1].wait()
+        self.heads_of(rank).wait()
 
-    def _ask(self, rank: int) -> tuple[HostArray, Request]:
-        head = np.empty(_HEAD.size, np.uint8)
-        self._asked[rank] = head, self._comm._irecv(head, rank, TAG)
-        return self._asked[rank]
+    def heads_of(self, rank: int) -> Heads:
+        """Return the heads that pass between this rank and `rank`."""
+        heads = self._heads.get(rank)
+        if heads is None:
+            heads = self._heads[rank] = Heads(self._comm, rank, TAG)
+        return heads
 
     def say(self, call: Call, rank: int) -> None:
         """Tell the job's `rank`, for which this one waits, in what."""

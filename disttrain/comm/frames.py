@@ -67,8 +67,8 @@ class FramedCommunicator(Communicator):
         self._post(self._outboxes[dest], message)
         return message
 
-    def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
-        message = _Received(self, source, tag, array)
+    def _irecv(self, array: HostArray, source: int, tag: int, *, up_to: bool = False) -> Request:
+        message = _Received(self, source, tag, array, up_to)
         self._inboxes[source].post(message)
         self._busy.add(self._inboxes[source])
         return message
@@ -169,10 +169,14 @@ class _Sent(_Message):
 class _Received(_Message):
     """A message that this rank has asked for: through when its frame is there."""
 
-    def __init__(self, comm: FramedCommunicator, source: int, tag: int, array: HostArray) -> None:
+    def __init__(self, comm: FramedCommunicator, source: int, tag: int, array: HostArray, up_to: bool) -> None:
         super().__init__(comm, source)
-        self.tag, self.data = tag, array.view(np.uint8)
+        self.tag, self.data, self._up_to = tag, array.view(np.uint8), up_to
         self.frame: _Frame | None = None
+
+    def fits(self, nbytes: int) -> bool:
+        """Return whether a message of so many bytes may be what was asked for."""
+        return nbytes == self.data.size or (self._up_to and nbytes < self.data.size)
 
     @property
     def is_missing(self) -> bool:
@@ -183,22 +187,28 @@ class _Received(_Message):
         if self.is_missing:
             return False
         assert self.frame is not None
-        if self.frame.data.size != self.data.size:
+        if not self.fits(self.frame.data.size):
             raise CommError(
                 f"rank {self._comm.rank}: message from rank {self._peer} has {self.frame.data.size} bytes, expected "
                 f"{self.data.size}; all ranks must pass arrays of the same shape and dtype"
             )
-        if self.frame.data is not self.data:
-            self.data[...] = self.frame.data
-            self.frame.data = self.data
+        if not self.frame.is_in_place:
+            self.data[: self.frame.data.size] = self.frame.data
+            self.frame.is_in_place = True
         return True
 
 
 class _Frame:
-    """A message that arrives: `rest` is where the bytes go that are still to come."""
+    """A message that arrives: `rest` is where the bytes go that are still to come.
 
-    def __init__(self, data: HostArray) -> None:
+    Args:
+        data: where it goes.
+        is_in_place: whether that is where it was asked for.
+    """
+
+    def __init__(self, data: HostArray, *, is_in_place: bool = False) -> None:
         self.data = self.rest = data
+        self.is_in_place = is_in_place
 
 
 class _Outbox:
@@ -301,8 +311,9 @@ class _Inbox:
             )
         self._header.rest = self._header.data
         asked = self._asked.take(tag)
-        fits = asked is not None and asked.data.size == nbytes
-        coming = _Frame(asked.data if asked is not None and fits else np.empty(nbytes, np.uint8))
+        fits = asked is not None and asked.fits(nbytes)
+        data = asked.data[:nbytes] if asked is not None and fits else np.empty(nbytes, np.uint8)
+        coming = _Frame(data, is_in_place=fits)
         if asked is not None:
             asked.frame = coming
         else:

@@ -24,8 +24,8 @@ class GroupCommunicator(Communicator):
     def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
         return self._job._isend(array, self.job_ranks[dest], self._shift + tag)
 
-    def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
-        return self._job._irecv(array, self.job_ranks[source], self._shift + tag)
+    def _irecv(self, array: HostArray, source: int, tag: int, *, up_to: bool = False) -> Request:
+        return self._job._irecv(array, self.job_ranks[source], self._shift + tag, up_to=up_to)
 
     def abort(self, exit_code: int) -> NoReturn:
         """End all ranks of the job, not of the group alone."""

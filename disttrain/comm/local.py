@@ -24,7 +24,7 @@ class LocalCommunicator(Communicator):
     def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
         raise CommError(f"no rank {dest} to send to: this process is alone")
 
-    def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
+    def _irecv(self, array: HostArray, source: int, tag: int, *, up_to: bool = False) -> Request:
         raise CommError(f"no rank {source} to receive from: this process is alone")
 
     def start_all_reduce(

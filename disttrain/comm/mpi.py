@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -22,7 +23,7 @@ from disttrain import env, progress
 from disttrain.comm.base import Communicator
 from disttrain.comm.ending import abort_on_exception
 from disttrain.comm.pending import HostArray, Request
-from disttrain.comm.waiting import SLEEP_S, YIELD_S, Patience, left_alone
+from disttrain.comm.waiting import SLEEP_S, YIELD_S, Patience, left_alone, wait_until
 from disttrain.errors import CommError, DeadRankError, LaunchError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _heeding_losses(method: Method) -> Method:
         try:
             return method(self, *args, **kwargs)
         except self.mpi.Exception as error:
-            raise self.failure(error, f"rank {self.job_ranks[self.rank]}") from error
+            raise self.failure(error, self._own) from error
 
     return cast(Method, heeding)
 
@@ -90,7 +91,7 @@ class MpiCommunicator(Communicator):
 
     def __init__(self, mpi: ModuleType, world: "MPI.Comm", asides: "MPI.Comm") -> None:
         self.mpi, self._world, self._asides = mpi, world, asides
-        self.byte, self.status = mpi.BYTE, mpi.Status()  # the status: of the message that was looked at last
+        self.byte, self.status = mpi.BYTE, mpi.Status()  # the status: of what was looked at last
         self._telling: list[tuple[bytes, MPI.Request]] = []  # kept until they have gone through
         self._splits: dict[int, tuple[Sequence[int], MPI.Comm]] = {}
         self._dropped: set[int] = set()  # of these, the groups that this rank has dropped
@@ -116,15 +117,33 @@ class MpiCommunicator(Communicator):
         weakref.finalize(group, self._dropped.add, number).atexit = False
         return group
 
-    @_heeding_losses
     def _isend(self, array: HostArray, dest: int, tag: int) -> Request:
-        parts = [self._world.Isend((part, self.byte), dest, tag) for part in _parts(array)]
-        return _Message(self, parts, None, self.job_ranks[dest])
+        if array.nbytes > _MESSAGE_BYTES:
+            return _Parts([self._isend(part, dest, tag) for part in _parts(array)])
+        try:
+            request = self._world.Isend((array, self.byte), dest, tag)
+        except self.mpi.Exception as error:
+            raise self.failure(error, self._own) from error
+        return _Message(self, request, None, self.job_ranks[dest], is_sent=True)
+
+    def _irecv(self, array: HostArray, source: int, tag: int, *, up_to: bool = False) -> Request:
+        if array.nbytes > _MESSAGE_BYTES:
+            return _Parts([self._irecv(part, source, tag) for part in _parts(array)])
+        try:
+            request = self._world.Irecv((array, self.byte), source, tag)
+        except self.mpi.Exception as error:
+            raise self.failure(error, self._own) from error
+        return _Message(self, request, None if up_to else array.nbytes, self.job_ranks[source], is_sent=False)
+
+    @property
+    def _own(self) -> str:
+        return f"rank {self.job_ranks[self.rank]}"
 
     @_heeding_losses
-    def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
-        parts = [self._world.Irecv((part, self.byte), source, tag) for part in _parts(array)]
-        return _Message(self, parts, array.nbytes, self.job_ranks[source])
+    def _repeated(self, memory: HostArray, peer: int, tag: int, *, sends: bool) -> "_Repeated":
+        make = self._world.Send_init if sends else self._world.Recv_init
+        comm = weakref.proxy(self)  # which has this
+        return _Repeated(comm, make((memory, self.byte), peer, tag), self.job_ranks[peer], is_sent=sends)
 
     @_heeding_losses
     def _tell(self, rank: int, data: bytes) -> None:
@@ -133,7 +152,7 @@ class MpiCommunicator(Communicator):
 
     @_heeding_losses
     def _told(self) -> tuple[int, bytes] | None:
-        status = self.mpi.Status()
+        status = self.status
         if not self._asides.Iprobe(self.mpi.ANY_SOURCE, _TOLD, status):
             return None
         data = bytearray(status.Get_count(self.mpi.BYTE))
@@ -143,7 +162,7 @@ class MpiCommunicator(Communicator):
     def shrink(self) -> list[int]:
         """Become the communicator of those ranks that are alive; see `Communicator.shrink`."""
         # never freed: what MPI has under way may still come, into memory that these keep
-        self._given_up.append((self._world, self._asides, self._everywhere, self._node))
+        self._given_up.append((self._world, self._asides, self._everywhere, self._node, self._contract))
         before, given_up, world = self._world.Get_group(), self._given_up, self._world
         while True:
             world.Revoke()  # so that ranks which wait for one that is alive, hear of it as well
@@ -188,53 +207,30 @@ class MpiCommunicator(Communicator):
         self._asides.Abort(exit_code)
 
 
-class _Message:
-    """The parts of a message, which go through in their order.
+class _Awaited(ABC):
+    """What is sent to a rank, or received from it.
 
     Args:
         comm: whose message it is.
-        parts: at least one.
-        expected: the size in bytes that a message which is received must have; None: this one is sent.
         peer: the other rank, of the job.
+        is_sent: whether it is sent.
     """
 
-    __slots__ = ("_arrived", "_comm", "_expected", "_parts", "_peer")
+    __slots__ = ("_comm", "_is_sent", "_peer")
 
-    def __init__(self, comm: MpiCommunicator, parts: "list[MPI.Request]", expected: int | None, peer: int) -> None:
-        self._comm, self._parts, self._expected, self._peer = comm, parts, expected, peer
-        self._arrived = 0
+    def __init__(self, comm: MpiCommunicator, peer: int, *, is_sent: bool) -> None:
+        self._comm, self._peer, self._is_sent = comm, peer, is_sent
 
+    @abstractmethod
     def test(self) -> bool:
-        comm, parts = self._comm, self._parts
-        try:
-            while parts:
-                if not parts[0].Test(comm.status):
-                    return False
-                del parts[0]
-                if self._expected is not None:
-                    self._arrived += comm.status.Get_count(comm.byte)
-        except comm.mpi.Exception as error:
-            if error.Get_error_class() == comm.mpi.ERR_TRUNCATE:
-                raise self._mismatch("more") from error
-            raise comm.failure(error, self._what) from error
-        if self._expected is not None and self._arrived != self._expected:
-            raise self._mismatch(str(self._arrived))
-        return True
+        """Return whether it has gone through; never blocks."""
 
     def wait(self) -> None:
-        if self.test():
+        """Block until it has gone through."""
+        if wait_until(self.test, YIELD_S):
             return
-        begin = time.monotonic()
-        while not self.test():
-            if time.monotonic() - begin < YIELD_S:
-                os.sched_yield()
-            else:
-                self._wait_long(begin)
-                return
-
-    def _wait_long(self, begin: float) -> None:
-        """Wait without holding the core, and without waiting for ever for a rank that has left."""
-        progress.waits_for(self._peer, to_send=self._expected is None)
+        begin = time.monotonic() - YIELD_S
+        progress.waits_for(self._peer, to_send=self._is_sent)
         own = self._comm.job_ranks[self._comm.rank]
         patience = Patience(own, self._peer, begin)
         look_s, left_s = begin + _LOOK_S, float("inf")
@@ -254,7 +250,48 @@ class _Message:
     @property
     def _what(self) -> str:
         own = self._comm.job_ranks[self._comm.rank]
-        return f"rank {own}: message {'to' if self._expected is None else 'from'} rank {self._peer}"
+        return f"rank {own}: message {'to' if self._is_sent else 'from'} rank {self._peer}"
+
+
+class _Message(_Awaited):
+    """A message.
+
+    Args:
+        comm: whose message it is.
+        request: MPI's.
+        expected: the size in bytes that it must have where it is received; None: any.
+        peer: the other rank, of the job.
+        is_sent: whether it is sent.
+    """
+
+    __slots__ = ("_expected", "_request")
+
+    def __init__(
+        self, comm: MpiCommunicator, request: "MPI.Request", expected: int | None, peer: int, *, is_sent: bool
+    ) -> None:
+        self._comm, self._peer, self._is_sent = comm, peer, is_sent
+        self._request, self._expected = request, expected
+
+    def test(self) -> bool:
+        """Return whether it has gone through; never blocks."""
+        comm = self._comm
+        if self._expected is None:
+            try:
+                return self._request.Test()
+            except comm.mpi.Exception as error:
+                raise comm.failure(error, self._what) from error
+        try:
+            if not self._request.Test(comm.status):
+                return False
+        except comm.mpi.Exception as error:
+            if error.Get_error_class() == comm.mpi.ERR_TRUNCATE:
+                raise self._mismatch("more") from error
+            raise comm.failure(error, self._what) from error
+        arrived = comm.status.Get_count(comm.byte)
+        if arrived != self._expected:
+            raise self._mismatch(str(arrived))
+        self._expected = None
+        return True
 
     def _mismatch(self, arrived: str) -> CommError:
         return CommError(
@@ -263,12 +300,54 @@ class _Message:
         )
 
 
+class _Parts:
+    """A message that is longer than MPI can count: several, which go through in their order."""
+
+    def __init__(self, parts: list[Request]) -> None:
+        self._parts = parts
+
+    def test(self) -> bool:
+        while self._parts and self._parts[0].test():
+            del self._parts[0]
+        return not self._parts
+
+    def wait(self) -> None:
+        for part in self._parts:
+            part.wait()
+
+
+class _Repeated(_Awaited):
+    """A persistent request of MPI; see `Repeated`."""
+
+    __slots__ = ("_mpi", "_request")
+
+    def __init__(self, comm: MpiCommunicator, request: "MPI.Prequest", peer: int, *, is_sent: bool) -> None:
+        super().__init__(comm, peer, is_sent=is_sent)
+        self._mpi, self._request = comm.mpi, request
+
+    def start(self) -> None:
+        """Start it; what was started before has gone through."""
+        try:
+            self._request.Start()
+        except self._mpi.Exception as error:
+            raise self._comm.failure(error, self._what) from error
+
+    def test(self) -> bool:
+        """Return whether it has gone through; never blocks."""
+        try:
+            return self._request.Test()
+        except self._mpi.Exception as error:
+            raise self._comm.failure(error, self._what) from error
+
+    def __del__(self) -> None:
+        if not self._mpi.Is_finalized() and self._request.Test():
+            self._request.Free()
+
+
 def _parts(array: HostArray) -> list[HostArray]:
-    """Return `array` in parts whose bytes every MPI can count: one empty part when it is empty."""
-    if array.nbytes <= _MESSAGE_BYTES:
-        return [array]
+    """Return `array` in parts whose bytes every MPI can count."""
     data = array.view(np.uint8)
-    return [data[at : at + _MESSAGE_BYTES] for at in range(0, max(data.size, 1), _MESSAGE_BYTES)]
+    return [data[at : at + _MESSAGE_BYTES] for at in range(0, data.size, _MESSAGE_BYTES)]
 
 
 def _load() -> ModuleType:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from disttrain.comm.contract import Call
 
 SPEAK_S = 0.2  # that a rank waits before it says in what: longer than ranks usually wait for each other
+ROOM = 1 << 17  # bytes that what a rank has called carries with it at most, which else goes ahead of its first message
 _MOVING_S = 1.0  # then whoever waits does so patiently, and looks after the others less often
 
 HostArray: TypeAlias = np.ndarray[Any, Any]
@@ -50,10 +51,12 @@ class Channel:
         rank: of this process.
         world_size: number of ranks.
         scratch: lends memory to receive into.
+        quietly: as of the communicator.
     """
 
     def __init__(self, comm: "Communicator", tag: int, call: "Call | None") -> None:
-        self.rank, self.world_size, self.scratch = comm.rank, comm.world_size, comm.scratch
+        self.rank, self.world_size = comm.rank, comm.world_size
+        self.scratch, self.quietly = comm.scratch, comm.quietly
         self.call = call
         self._comm, self._tag = comm, tag
         self._ranks: Sequence[int] | None = None  # of this channel, as the communicator numbers them; None: all
@@ -81,11 +84,15 @@ class Channel:
         """Start to send `array` to rank `dest`; if it is the first, behind what this rank has called."""
         dest = dest if self._ranks is None else self._ranks[dest]
         comm = self._comm
+        comm.bytes_sent += array.nbytes
         before = progress.sends()
         if self.call is not None and dest not in self._sent_to:
             self._sent_to.add(dest)
+            if array.nbytes <= ROOM:
+                message = comm._contract.send_head(self.call, dest, array)
+                progress.has_sent(before)
+                return message
             comm._contract.send_head(self.call, dest)
-        comm.bytes_sent += array.nbytes
         message = comm._isend(array, dest, self._tag)
         progress.has_sent(before)
         return message
@@ -93,11 +100,12 @@ class Channel:
     def receive(self, array: HostArray, source: int) -> Request:
         """Start to receive `array` from rank `source`; if it is the first, behind what that rank has called."""
         source = source if self._ranks is None else self._ranks[source]
-        message = self._comm._irecv(array, source, self._tag)
         if self.call is None or source in self._received_from:
-            return message
+            return self._comm._irecv(array, source, self._tag)
         self._received_from.add(source)
-        return _First(self, message, source)
+        if array.nbytes <= ROOM:
+            return _First(self, source, array, None)
+        return _First(self, source, None, self._comm._irecv(array, source, self._tag))
 
     def waits_for(self, peer: int) -> None:
         """Hear, and after a while say, what is called; to be called now and then by a rank that waits.
@@ -121,19 +129,24 @@ class Channel:
         contract = self._comm._contract
         contract.differ([(contract.rank, self.call), *announced])
 
-    def is_head_here(self, source: int) -> bool:
-        """Return whether rank `source` of the communicator has said what it calls, which was the same."""
-        assert self.call is not None
-        return self._comm._contract.has_come(source, self.call.sequence)
+    def is_head_here(self, source: int, into: HostArray | None) -> bool:
+        """Return whether rank `source` of the communicator has said what it calls, which was the same.
 
-    def wait_for_head(self, source: int) -> None:
+        Args:
+            source: the rank.
+            into: gets what comes with that; None: nothing does.
+        """
+        assert self.call is not None
+        return self._comm._contract.has_come(source, self.call.sequence, into)
+
+    def wait_for_head(self, source: int, into: HostArray | None) -> None:
         """Block until `is_head_here`; after a while say what this rank waits in."""
-        if wait_until(lambda: self.is_head_here(source), YIELD_S):
+        if wait_until(lambda: self.is_head_here(source, into), YIELD_S):
             return
-        if wait_until(lambda: self.is_head_here(source) or self._comm.listen(), SPEAK_S):
+        if wait_until(lambda: self.is_head_here(source, into) or self._comm.listen(), SPEAK_S):
             return
         self._say(self._comm.job_ranks[source])
-        while not self.is_head_here(source):
+        while not self.is_head_here(source, into):
             self._comm._contract.wait_for_head(source)
 
     def _say(self, peer: int) -> None:
@@ -144,21 +157,31 @@ class Channel:
 
 
 class _First:
-    """The first message from a rank in a collective: done when it is there, and the rank has called the same."""
+    """The first message from a rank in a collective: done when it is there, and the rank has called the same.
 
-    def __init__(self, channel: Channel, message: Request, source: int) -> None:
-        self._channel, self._message, self._source = channel, message, source
+    Args:
+        channel: of the collective.
+        source: the rank, as the communicator numbers it.
+        into: where it goes, if it comes with the head.
+        message: else: the message behind that.
+    """
+
+    __slots__ = ("_channel", "_into", "_is_checked", "_message", "_source")
+
+    def __init__(self, channel: Channel, source: int, into: HostArray | None, message: Request | None) -> None:
+        self._channel, self._source, self._into, self._message = channel, source, into, message
         self._is_checked = False
 
     def test(self) -> bool:
-        self._is_checked = self._is_checked or self._channel.is_head_here(self._source)
-        return self._is_checked and self._message.test()
+        self._is_checked = self._is_checked or self._channel.is_head_here(self._source, self._into)
+        return self._is_checked and (self._message is None or self._message.test())
 
     def wait(self) -> None:
         if not self._is_checked:
-            self._channel.wait_for_head(self._source)
+            self._channel.wait_for_head(self._source, self._into)
             self._is_checked = True
-        self._message.wait()
+        if self._message is not None:
+            self._message.wait()
 
 
 class Pending:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
 from disttrain.comm.pending import Channel, HostArray, Steps
 
 # Received and summed piece by piece: a piece is still in the cache when it is summed, and scratch memory does not grow
@@ -73,9 +71,7 @@ def reduce_scatter(flat: HostArray, bounds: Sequence[int], combine: Callable[...
         for number, piece in enumerate(incoming):
             yield receives[number]
             buffer = buffers[number % count]
-            # An overflow shows in the result, on all ranks; a warning would be raised on one.
-            with np.errstate(over="ignore", invalid="ignore"):
-                combine(piece, buffer[: piece.size], out=piece)
+            channel.quietly(combine, piece, buffer[: piece.size], out=piece)
             if number + count < len(incoming):
                 receives.append(channel.receive(buffer[: incoming[number + count].size], before))
         yield from sends

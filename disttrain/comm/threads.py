@@ -5,6 +5,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeAlias
 
+import numpy as np
+
 from disttrain.comm import use
 from disttrain.comm.base import Communicator
 from disttrain.comm.pending import HostArray, Request
@@ -68,8 +70,8 @@ class ThreadCommunicator(Communicator):
         self._world.post((self.rank, dest, tag), array.copy())
         return _Sent()
 
-    def _irecv(self, array: HostArray, source: int, tag: int) -> Request:
-        return _Receive(self, (source, self.rank, tag), array)
+    def _irecv(self, array: HostArray, source: int, tag: int, *, up_to: bool = False) -> Request:
+        return _Receive(self, (source, self.rank, tag), array, up_to)
 
     def _tell(self, rank: int, data: bytes) -> None:
         with self._world.changed:
@@ -140,8 +142,8 @@ class _Sent:
 class _Receive:
     """The n-th receive of a route takes the n-th message, whichever is waited for first."""
 
-    def __init__(self, comm: ThreadCommunicator, route: _Route, array: HostArray) -> None:
-        self._comm, self._world, self._route, self._array = comm, comm._world, route, array
+    def __init__(self, comm: ThreadCommunicator, route: _Route, array: HostArray, up_to: bool) -> None:
+        self._comm, self._world, self._route, self._array, self._up_to = comm, comm._world, route, array, up_to
         self._is_done = False
         self.message: HostArray | None = None
         self._world.ask(route, self)
@@ -171,12 +173,12 @@ class _Receive:
             if source in self._world.returned:
                 raise CommError(f"{waits}, which has returned: every rank must communicate alike")
             return False
-        if message.nbytes != self._array.nbytes:
+        if message.nbytes > self._array.nbytes or (message.nbytes < self._array.nbytes and not self._up_to):
             raise CommError(
                 f"rank {dest}: received {message.nbytes} bytes from rank {source}, "
                 f"expected {self._array.nbytes}; "
                 "all ranks must pass arrays of the same shape and dtype"
             )
-        self._array[...] = message.view(self._array.dtype)
+        self._array.view(np.uint8)[: message.nbytes] = message.view(np.uint8)
         self.message = None
         return True

@@ -53,9 +53,9 @@ class Mortal(ThreadCommunicator):
         self.sent += 1
         return super()._isend(array, dest, tag)
 
-    def _irecv(self, array, source, tag):
+    def _irecv(self, array, source, tag, **how):
         self.check()
-        return _Waiting(self, super()._irecv(array, source, tag))
+        return _Waiting(self, super()._irecv(array, source, tag, **how))
 
     def check(self):
         if self._world.aborted.is_set():

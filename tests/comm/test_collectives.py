@@ -8,6 +8,8 @@ import pytest
 
 from disttrain import comm as dt_comm
 from disttrain.comm import base, contract, pending, ring, threads
+from disttrain.comm.heads import HEAD_BYTES
+from disttrain.comm.pending import ROOM
 from disttrain.comm.scratch import Scratch
 from disttrain.errors import CommError, ConfigError, ContractError
 from tests.comm import claims
@@ -190,20 +192,21 @@ class LateSend:
 
 
 @each_world_size
-def test_a_collective_ends_after_all_its_sends(world_size):
+@pytest.mark.parametrize("size", [1000, ROOM])
+def test_a_collective_ends_after_all_its_sends(world_size, size):
     # on a transport that does not copy, what is sent would be overwritten on its way
     def slow(comm):
         send, sends = comm._isend, []
 
         def late(array, dest, tag):
             message = send(array, dest, tag)
-            if tag == contract.TAG:  # of what goes ahead nobody else has the memory
+            if tag == contract.TAG and array.nbytes == HEAD_BYTES:  # of what goes ahead nobody else has the memory
                 return message
             sends.append(LateSend())
             return sends[-1]
 
         comm._isend = late
-        array = np.zeros(1000)
+        array = np.zeros(size)
         for call in (
             lambda: comm.all_reduce(array),
             lambda: comm.reduce_scatter(array),
@@ -229,7 +232,7 @@ def test_tags_of_collectives_wrap_and_stay_within_what_every_mpi_has():
         comm._isend = lambda array, dest, tag: (tags.add(tag), send(array, dest, tag))[1]
         comm._sequence = base._TAGS - 2
         for _ in range(4):
-            claims.all_reduce_is_exact(comm, 10, "float32", "sum")
+            claims.all_reduce_is_exact(comm, ROOM, "float32", "sum")
 
     threads.run(2, many)
     assert min(tags) == base.USER_TAGS

@@ -76,7 +76,7 @@ def test_costs_between_hosts_are_those_of_their_messages_and_the_same_on_all_ran
                 self.request.wait()
                 time.sleep(self.wait_s)
 
-        comm._irecv = lambda array, source, tag: Late(receive(array, source, tag), array.nbytes)
+        comm._irecv = lambda array, source, tag, **how: Late(receive(array, source, tag, **how), array.nbytes)
         return comm._measured()
 
     monkeypatch.setattr(costs, "cached", lambda *args: None)
