@@ -19,9 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,7 +27,7 @@ import numpy as np
 import disttrain as dt
 from benchmarks import machine
 from disttrain import env
-from disttrain.comm import costs, doubling, ring, tcp
+from disttrain.comm import costs, tcp
 
 Array = np.ndarray[Any, Any]
 Method = tuple[Array, Callable[[Array], Any]]  # an array to fill, and what sums it over the ranks
@@ -113,21 +111,16 @@ def _methods(comm: dt.comm.Communicator, count: int) -> tuple[dict[str, Method],
 
     window, own, other = comm.allocate(count), np.zeros(count, np.float32), np.zeros(count, np.float32)
 
-    def by(algorithm: ModuleType, array: Array) -> None:
-        channel = comm._channel("all_reduce sum", array)
-        comm._run(algorithm.all_reduce(array, np.add, channel), "all_reduce", array)
-
     methods: dict[str, Method] = {
         OURS: (window, comm.all_reduce),
         "disttrain, any array": (own, comm.all_reduce),
-        "ring over MPI": (own, partial(by, ring)),
-        "doubling over MPI": (own, partial(by, doubling)),
+        "disttrain over MPI": (own, _as_if_on(comm.world_size, comm).all_reduce),
         "disttrain over TCP": (own, _over_tcp(comm).all_reduce),
         "MPI_Allreduce": (own, lambda array: MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, array)),
     }
     gaps = []
     if comm.world_size > 2:
-        hosts = _two_hosts(comm)
+        hosts = _as_if_on(2, comm)
         methods["two hosts over MPI"] = (hosts.allocate(count), hosts.all_reduce)
     else:
         gaps.append("gap: two hosts over MPI: each has one rank, and nothing to sum before")
@@ -153,11 +146,11 @@ def _over_tcp(comm: dt.comm.Communicator) -> dt.comm.Communicator:
     return tcp.join(env.place(), comm.all_gather_json, secret.encode(), "127.0.0.1")
 
 
-def _two_hosts(comm: dt.comm.Communicator) -> dt.comm.Communicator:
-    """Return the same ranks as if each half of them were on a host of its own."""
-    hosts = comm.split("two hosts")
+def _as_if_on(number: int, comm: dt.comm.Communicator) -> dt.comm.Communicator:
+    """Return the same ranks as if they were on so many hosts, between which messages are what there is."""
+    hosts = comm.split("hosts")
     assert hosts is not None
-    hosts.join_node(f"host {2 * comm.rank // comm.world_size}")
+    hosts.join_node(f"host {number * comm.rank // comm.world_size}")
     hosts.costs = costs.WITHIN_HOST  # which it is: not to be measured, nor kept for a real one
     return hosts
 

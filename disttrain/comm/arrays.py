@@ -29,12 +29,14 @@ def contiguous(array: Array) -> HostArray:
     host = to_host(array)
     if host.dtype.hasobject:
         raise ShapeError(f"expected an array of numbers, not of Python objects ({host.dtype})")
+    if host.flags.c_contiguous:
+        return host
     return np.ascontiguousarray(host).reshape(host.shape)
 
 
 def copy_back(host: HostArray, array: Array) -> None:
     """Write `host` into `array`, unless `contiguous` made no copy of it."""
-    if not isinstance(array, np.ndarray) or not np.may_share_memory(host, array):
+    if host is not array and (not isinstance(array, np.ndarray) or not np.may_share_memory(host, array)):
         array[...] = get_array_module(array).asarray(host)
 
 

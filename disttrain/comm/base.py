@@ -20,9 +20,9 @@ from disttrain.comm.arrays import aligned_zeros, check_flat, check_writable, com
 from disttrain.comm.contract import TAG, Call, Contract, called
 from disttrain.comm.costs import Costs
 from disttrain.comm.encoded import Wire, wire_of
-from disttrain.comm.heads import Repeated
+from disttrain.comm.heads import PlainRepeated
 from disttrain.comm.node import Node, Share
-from disttrain.comm.pending import DONE, Channel, HostArray, Pending, Request, Steps
+from disttrain.comm.pending import DONE, Channel, HostArray, Pending, Repeated, Request, Steps
 from disttrain.comm.scratch import Scratch
 from disttrain.comm.segments import Exchange
 from disttrain.comm.shorts import Shorts
@@ -78,6 +78,7 @@ class Communicator(ABC):
         self.job_ranks: Sequence[int] = range(world_size)
         self._job = self
         self._group = 0  # its number; 0 for the ranks of the whole job
+        self._note = ""  # to errors: which group it was
         self._groups = 0  # in the job's communicator: the highest number of a group that this rank has been in
         self._everywhere: deque[Pending] = deque()  # as `_under_way`, of the job and all groups in it
         self._contract = Contract(self)
@@ -102,8 +103,15 @@ class Communicator(ABC):
         """
 
     def _repeated(self, memory: HostArray, peer: int, tag: int, *, sends: bool) -> Repeated:
-        """Return a message that is started again and again; see `Repeated`."""
-        return Repeated(weakref.proxy(self), memory, peer, tag, sends=sends)  # this has it
+        """Return a message that is sent, or received, again and again; a transport may have it prepared.
+
+        Args:
+            memory: shape ``(n,)``, of uint8.
+            peer: the other rank.
+            tag: of the message.
+            sends: whether it is sent, or received; what comes may be shorter than `memory`.
+        """
+        return PlainRepeated(weakref.proxy(self), memory, peer, tag, sends=sends)  # this has it
 
     def _tell(self, rank: int, data: bytes) -> None:  # noqa: B027
         """Start to send a control message of at most 4 KiB to `rank`, past all messages; never blocks.
@@ -161,6 +169,7 @@ class Communicator(ABC):
         self._job._groups = group._group = number
         group._job, group._everywhere = self._job, self._everywhere
         group.job_ranks = [self.job_ranks[rank] for rank in members]
+        group._note = f"in group {number}, of the job's ranks {', '.join(map(str, group.job_ranks))}"
         self._job._contract.groups[group._contract.key] = group._contract
         group.transport, group.costs = self.transport, self._job.costs
         group.local_rank = group.rank
@@ -456,7 +465,7 @@ class Communicator(ABC):
                 self._sequence += 1  # its messages, had it needed any, would have had this tag
                 return array
             begun = made
-        elif len(self._nodes) == self.world_size and not self._under_way:
+        elif self._is_apart and not self._under_way:
             steps = self._shorts.all_reduce(self, array, op, name)
             if steps is not None:
                 self._run_from(steps, what, array)
@@ -485,6 +494,10 @@ class Communicator(ABC):
             return
         combine, host = combination(op, array), contiguous(array)
         flat = host.reshape(-1)
+        if self._is_apart:
+            yield from wire.all_reduce(flat, channel) if wire else self._by_messages(flat, combine, channel)
+            copy_back(host, array)
+            return
         # What nodes cannot sum goes round among all ranks, each node's side by side.
         is_computed = flat.dtype in node.COMPUTED
         between = self._leaders if is_computed else list(itertools.chain(*self._nodes))
@@ -529,8 +542,7 @@ class Communicator(ABC):
 
     def _start(self, steps: Steps, op: str, array: Array) -> Pending:
         """Start the collective that the newest channel was made for."""
-        note = "" if self._job is self else f"in group {self._group}, of the job's ranks {_listed(self.job_ranks)}"
-        pending = Pending(steps, self._under_way, self._call(op, array), self._everywhere, note, self.listen)
+        pending = Pending(steps, self._under_way, self._call(op, array), self._everywhere, self._note, self.listen)
         pending.advance()
         return pending
 
@@ -541,8 +553,9 @@ class Communicator(ABC):
         """As `_run`, of steps that are likely to go through without waiting: nobody needs to know of these."""
         try:
             request = next(steps, None)
-        except BaseException as failure:
-            steps = _failed(failure)
+        except BaseException as error:
+            failure = error  # which Python forgets here
+            steps = (_raise(failure) for _ in range(1))  # so that it fails as a collective does, and stays in line
         else:
             if request is None:
                 return
@@ -590,6 +603,11 @@ class Communicator(ABC):
         return [ranks[0] for ranks in self._nodes]
 
     @property
+    def _is_apart(self) -> bool:
+        """Whether there are others, and none shares memory with another one."""
+        return len(self._nodes) == self.world_size > 1
+
+    @property
     def has_groups(self) -> bool:
         """Whether this rank has been in a group that was split off."""
         return self._job._groups > 0
@@ -616,10 +634,5 @@ class Communicator(ABC):
             raise ConfigError(f"tag {tag}: expected 0 to {USER_TAGS - 1}")
 
 
-def _failed(failure: BaseException) -> Steps:
+def _raise(failure: BaseException) -> NoReturn:
     raise failure
-    yield  # which makes these the steps of a collective that has failed
-
-
-def _listed(ranks: Sequence[int]) -> str:
-    return ", ".join(map(str, ranks))

@@ -1,10 +1,10 @@
 """The contract: every rank makes the same collectives in the same order, and ranks that do not are told so at once.
 
 A collective's first message to a rank goes behind a head of 16 bytes, with a digest of what was called, or, where it is
-short, in one message with it: the receiver compares that with its own call before it uses any of the data. In a node's memory the ranks' announcements are
-compared instead, by the kernel. Neither costs a round trip. Where nothing meets that could be compared, because one
-rank waits in shared memory and another for messages, or both wait, whoever has waited for a while says in what, to the
-rank that it waits for.
+short, in one message with that: the receiver compares it with its own call before it uses any of the data. In a node's
+memory the ranks' announcements are compared instead, by the kernel. Neither costs a round trip. Where nothing meets
+that could be compared, because one rank waits in shared memory and another for messages, or both wait, whoever has
+waited for a while says in what, to the rank that it waits for.
 
 A rank that finds a difference tells all ranks; each says what it has called, and all raise the same words.
 """
@@ -14,7 +14,7 @@ import hashlib
 import json
 import weakref
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from weakref import WeakValueDictionary
@@ -33,6 +33,9 @@ TAG = 1 << 14  # the first of those that are not the user's
 _TEXT = 100  # characters of a name or a path
 _SETTLE_S = 1.0  # for which a difference waits for what other ranks say: one of them may be busy
 _name_of = functools.cache(str)  # of a dtype: NumPy makes it anew each time, in 3 us
+_make = tuple.__new__  # what a NamedTuple does, without a call of Python's
+# Calls between one into the library and that of `caller`, at least: by `called`, and by `notes`.
+_DEPTH, _DEPTH_OF_SHORT = 3, 5
 _KEPT = 4096  # calls that a rank remembers: more than are ever under way
 _TOLD_BYTES = 4000  # of a control message, at most
 
@@ -86,7 +89,8 @@ _TERMS = ("number", "operation", "dtype", "shape", "name")
 def called(sequence: int, op: str, array: HostArray, name: str) -> Call:
     """Return the call of whoever calls the library; see `Call`."""
     digest = zlib.crc32(name.encode()) if name else 0
-    return Call(sequence, op, _name_of(array.dtype), array.shape, name[:_TEXT], digest, caller()[-_TEXT:])
+    place = caller(_DEPTH)[-_TEXT:]
+    return _make(Call, (sequence, op, _name_of(array.dtype), array.shape, name[:_TEXT], digest, place))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -109,7 +113,7 @@ class Contract:
         self._comm: Communicator = weakref.proxy(comm)  # which has this, and is dropped when nobody else has it
         self.groups: WeakValueDictionary[tuple[int, int], Contract] = WeakValueDictionary()
         self._failure: ContractError | None = None
-        self._own: dict[int, Call] = {}
+        self._own: OrderedDict[int, Call] = OrderedDict()  # of a dict the first would be found ever more slowly
         self._early: defaultdict[int, list[tuple[int, Told]]] = defaultdict(list)  # of collectives still to come here
         # what heads have brought that are here, and were compared, by rank and number
         self._come: dict[tuple[int, int], HostArray] = {}
@@ -123,7 +127,7 @@ class Contract:
         """
         self._own[call.sequence] = call  # first: who hears of a difference says what it has called
         if len(self._own) > _KEPT:
-            del self._own[next(iter(self._own))]
+            self._own.popitem(last=False)
         self._job._hear()
         if self._early:
             for rank, told in self._early.pop(call.sequence, ()):
@@ -143,9 +147,9 @@ class Contract:
         """
         if self._job._failure is not None or self._early or self._come:
             return False
-        self._own[sequence] = tuple.__new__(Call, (sequence, *terms, caller()[-_TEXT:]))
+        self._own[sequence] = _make(Call, (sequence, *terms, caller(_DEPTH_OF_SHORT)[-_TEXT:]))
         if len(self._own) > _KEPT:
-            del self._own[next(iter(self._own))]
+            self._own.popitem(last=False)
         return True
 
     def own(self, sequence: int) -> Call:
@@ -197,7 +201,7 @@ class Contract:
                 contract._compare(rank, call.sequence, call)
 
     def send_head(self, call: Call, dest: int, data: HostArray | None = None) -> Request:
-        """Start to send to rank `dest` what this one has called, and `data` behind it: a copy, of at most `ROOM` bytes."""
+        """Start to send to rank `dest` what this one has called, and with it a copy of `data`, at most `ROOM` bytes."""
         return self.heads_of(dest).send(call.sequence, call.mark, data)
 
     def has_come(self, rank: int, sequence: int, into: HostArray | None = None) -> bool:
@@ -228,8 +232,8 @@ class Contract:
         expected = 0 if into is None else into.nbytes
         if data.nbytes != expected:
             raise CommError(
-                f"rank {self.rank}: message from rank {self.job_rank(rank)} has {data.nbytes} bytes, expected {expected}; "
-                "all ranks must pass arrays of the same shape and dtype"
+                f"rank {self.rank}: message from rank {self.job_rank(rank)} has {data.nbytes} bytes, expected "
+                f"{expected}; all ranks must pass arrays of the same shape and dtype"
             )
         if into is not None:
             into.view(np.uint8)[...] = data

@@ -52,8 +52,9 @@ class Costs:
         return (rounds + extra) * (self.latency_s + nbytes * self.byte_s) + rounds * nbytes * _COMBINE_S
 
 
-# Within a host, where nothing is measured: messages of MPI, through Python, on 2 cores of Zen 4.
-WITHIN_HOST = Costs(latency_s=5e-6, byte_s=1.5e-10)
+# Within a host, where nothing is measured: messages of MPI, on 2 cores of Zen 4. Those of a ring go through Python one
+# by one, those of what is short are prepared: up to 1 MiB two ranks were no faster by the ring.
+WITHIN_HOST = Costs(latency_s=5e-5, byte_s=1.5e-10)
 
 
 def measure(channel: Channel, run: Callable[[Steps, HostArray], None]) -> Costs:

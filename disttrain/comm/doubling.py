@@ -7,7 +7,7 @@ Source: Thakur, Rabenseifner & Gropp, "Optimization of collective communication 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from disttrain.comm.pending import Channel, HostArray, Steps
+from disttrain.comm.pending import ROOM, Channel, HostArray, Steps
 
 
 class Round(NamedTuple):
@@ -64,9 +64,9 @@ def all_reduce(flat: HostArray, combine: Callable[..., Any], channel: Channel) -
         send = None
         if each.sends:
             sent[...] = flat
-            send = channel.send(sent, each.peer)
+            send = channel.send(sent, each.peer, rides=ROOM)
         if each.receives:
-            yield channel.receive(received, each.peer)
+            yield channel.receive(received, each.peer, rides=ROOM)
             take(each, flat, received, combine, channel.quietly)
         if send is not None:
             yield send

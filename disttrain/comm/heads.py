@@ -5,31 +5,25 @@ again and again.
 """
 
 import math
+import os
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from disttrain.comm.pending import ROOM, HostArray, Request
-from disttrain.comm.waiting import LOOKS
+from disttrain.comm.pending import ROOM, HostArray, Repeated, Request
+from disttrain.comm.waiting import SPINS
 
 if TYPE_CHECKING:
     from disttrain.comm.base import Communicator
 
 HEAD_BYTES = 16  # of a head alone: number and length in one word, and the mark of a call
-_LENGTH_BITS = 20
+_LENGTH_BITS = 21
+_LOOKS = 100  # for a head that is to come at once: about 100 us
 
 
-class Repeated:
-    """A message that is started again and again, from or to the same memory; a `Request` of what was started last.
-
-    Args:
-        comm: whose message it is.
-        memory: shape ``(n,)``, of uint8.
-        peer: the other rank.
-        tag: of the message.
-        sends: whether it is sent, or received; what comes may be shorter than `memory`.
-    """
+class PlainRepeated:
+    """A message that is made anew each time; see `Communicator._repeated`."""
 
     def __init__(self, comm: "Communicator", memory: HostArray, peer: int, tag: int, *, sends: bool) -> None:
         self._comm, self._memory, self._peer, self._tag, self._sends = comm, memory, peer, tag, sends
@@ -125,10 +119,12 @@ class Heads:
             mark: of the call.
         """
         is_here, words = self._receive.test, self.newest.words
-        for _ in range(LOOKS):
+        for look in range(_LOOKS):
             if is_here():
                 self._is_asked = words[0] != word or words[1] != mark
                 return not self._is_asked
+            if look >= SPINS:
+                os.sched_yield()
         return False
 
     def next(self) -> tuple[int, int, HostArray] | None:

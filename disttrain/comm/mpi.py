@@ -22,7 +22,7 @@ import numpy as np
 from disttrain import env, progress
 from disttrain.comm.base import Communicator
 from disttrain.comm.ending import abort_on_exception
-from disttrain.comm.pending import HostArray, Request
+from disttrain.comm.pending import HostArray, Repeated, Request
 from disttrain.comm.waiting import SLEEP_S, YIELD_S, Patience, left_alone, wait_until
 from disttrain.errors import CommError, DeadRankError, LaunchError
 
@@ -140,7 +140,7 @@ class MpiCommunicator(Communicator):
         return f"rank {self.job_ranks[self.rank]}"
 
     @_heeding_losses
-    def _repeated(self, memory: HostArray, peer: int, tag: int, *, sends: bool) -> "_Repeated":
+    def _repeated(self, memory: HostArray, peer: int, tag: int, *, sends: bool) -> Repeated:
         make = self._world.Send_init if sends else self._world.Recv_init
         comm = weakref.proxy(self)  # which has this
         return _Repeated(comm, make((memory, self.byte), peer, tag), self.job_ranks[peer], is_sent=sends)
@@ -150,19 +150,22 @@ class MpiCommunicator(Communicator):
         self._telling = [each for each in self._telling if not each[1].Test()]
         self._telling.append((data, self._asides.Isend([data, self.mpi.BYTE], rank, _TOLD)))
 
-    @_heeding_losses
     def _told(self) -> tuple[int, bytes] | None:
         status = self.status
-        if not self._asides.Iprobe(self.mpi.ANY_SOURCE, _TOLD, status):
-            return None
-        data = bytearray(status.Get_count(self.mpi.BYTE))
-        self._asides.Recv([data, self.mpi.BYTE], status.Get_source(), _TOLD)
+        try:
+            if not self._asides.Iprobe(self.mpi.ANY_SOURCE, _TOLD, status):
+                return None
+            data = bytearray(status.Get_count(self.byte))
+            self._asides.Recv([data, self.byte], status.Get_source(), _TOLD)
+        except self.mpi.Exception as error:
+            raise self.failure(error, self._own) from error
         return status.Get_source(), bytes(data)
 
     def shrink(self) -> list[int]:
         """Become the communicator of those ranks that are alive; see `Communicator.shrink`."""
         # never freed: what MPI has under way may still come, into memory that these keep
-        self._given_up.append((self._world, self._asides, self._everywhere, self._node, self._contract))
+        kept = self._world, self._asides, self._everywhere, self._node, self._contract, self._shorts
+        self._given_up.append(kept)
         before, given_up, world = self._world.Get_group(), self._given_up, self._world
         while True:
             world.Revoke()  # so that ranks which wait for one that is alive, hear of it as well

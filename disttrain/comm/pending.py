@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from disttrain.comm.contract import Call
 
 SPEAK_S = 0.2  # that a rank waits before it says in what: longer than ranks usually wait for each other
-ROOM = 1 << 17  # bytes that what a rank has called carries with it at most, which else goes ahead of its first message
+# Bytes that a head carries at most: what a rank has called, which goes ahead of its first message. To carry a message
+# costs a copy on each side, which is worth while for short ones, or where there would be one in any case.
+ROOM, RIDES = 1 << 20, 1 << 14
 _MOVING_S = 1.0  # then whoever waits does so patiently, and looks after the others less often
 
 HostArray: TypeAlias = np.ndarray[Any, Any]
@@ -34,6 +36,13 @@ class Request(Protocol):
 
     def wait(self) -> None:
         """Block until the message has gone through."""
+
+
+class Repeated(Request, Protocol):
+    """A message that is started again and again, from or to the same memory; a `Request` of what was started last."""
+
+    def start(self) -> None:
+        """Start it; what was started before has gone through."""
 
 
 Steps: TypeAlias = Iterator[Request]
@@ -80,15 +89,21 @@ class Channel:
         hosts = self._comm.hosts
         return bool(hosts) and len(set(hosts if self._ranks is None else (hosts[rank] for rank in self._ranks))) == 1
 
-    def send(self, array: HostArray, dest: int) -> Request:
-        """Start to send `array` to rank `dest`; if it is the first, behind what this rank has called."""
+    def send(self, array: HostArray, dest: int, *, rides: int = RIDES) -> Request:
+        """Start to send `array` to rank `dest`; if it is the first, behind what this rank has called.
+
+        Args:
+            array: C-contiguous, shape ``(n,)``.
+            dest: the rank.
+            rides: up to so many bytes it is in one message with that; at most `ROOM`, the same for who receives.
+        """
         dest = dest if self._ranks is None else self._ranks[dest]
         comm = self._comm
         comm.bytes_sent += array.nbytes
         before = progress.sends()
         if self.call is not None and dest not in self._sent_to:
             self._sent_to.add(dest)
-            if array.nbytes <= ROOM:
+            if array.nbytes <= rides:
                 message = comm._contract.send_head(self.call, dest, array)
                 progress.has_sent(before)
                 return message
@@ -97,13 +112,13 @@ class Channel:
         progress.has_sent(before)
         return message
 
-    def receive(self, array: HostArray, source: int) -> Request:
-        """Start to receive `array` from rank `source`; if it is the first, behind what that rank has called."""
+    def receive(self, array: HostArray, source: int, *, rides: int = RIDES) -> Request:
+        """Start to receive `array` from rank `source`; if it is the first, behind what that has called; see `send`."""
         source = source if self._ranks is None else self._ranks[source]
         if self.call is None or source in self._received_from:
             return self._comm._irecv(array, source, self._tag)
         self._received_from.add(source)
-        if array.nbytes <= ROOM:
+        if array.nbytes <= rides:
             return _First(self, source, array, None)
         return _First(self, source, None, self._comm._irecv(array, source, self._tag))
 

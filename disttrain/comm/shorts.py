@@ -1,4 +1,4 @@
-"""Sums of what is short: recursive doubling as `doubling` has it, in heads alone, and without an object for each message.
+"""Sums of what is short: recursive doubling, in heads alone, and without an object for each message.
 
 Python takes longer over a call than short messages need. So what depends on operation, dtype, shape and name of an
 array alone is prepared once, and no more is looked at than must be; where a message does not come at once, this rank
@@ -7,7 +7,7 @@ goes on as in any collective.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,13 +17,13 @@ from disttrain.comm.arrays import combination
 from disttrain.comm.contract import Call, called
 from disttrain.comm.costs import Costs
 from disttrain.comm.doubling import Round
-from disttrain.comm.heads import Heads, Letter, Repeated, first_word
-from disttrain.comm.pending import ROOM, HostArray, Steps
+from disttrain.comm.heads import Heads, Letter, first_word
+from disttrain.comm.pending import ROOM, HostArray, Repeated, Steps
 
 if TYPE_CHECKING:
     from disttrain.comm.base import Communicator
 
-_KINDS = 64  # of arrays for which sums are kept prepared
+_KINDS = 16  # of arrays for which sums are kept prepared, each with memory of its own
 
 
 class Shorts:
@@ -95,8 +95,7 @@ class _Kind:
     rounds: "list[_Prepared]"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Prepared:
+class _Prepared(NamedTuple):
     """A round that is prepared.
 
     Attributes:
@@ -131,23 +130,27 @@ class _Prepared:
 
 
 def _steps(comm: "Communicator", kind: _Kind, array: HostArray) -> Steps:
-    number, channel, quietly = comm._sequence, None, comm.quietly
+    number, channel, quietly, combine = comm._sequence, None, comm.quietly, kind.combine
     word = first_word(number, kind.nbytes)
-    for each in kind.rounds:
-        _, sends, receives, _, _ = one = each.round
+    for one, heads, words, sent, message, received in kind.rounds:
+        peer, sends, receives, is_first, is_result = one
         if receives:
-            each.heads.ask()
+            heads.ask()
         if sends:
-            each.words[0] = word
-            each.sent[...] = array
-            each.message.start()
+            words[0] = word
+            sent[...] = array
+            message.start()
             comm.bytes_sent += kind.nbytes
         if receives:
-            received = each.received
-            if not each.heads.brings(word, kind.mark):
+            if not heads.brings(word, kind.mark):
                 channel = channel or comm._channel_of(comm._contract.own(number))
                 received = np.empty_like(array)
-                yield channel.receive(received.reshape(-1), one.peer)
-            doubling.take(one, array, received, kind.combine, quietly)
-        if sends and not each.message.test():
-            yield each.message
+                yield channel.receive(received.reshape(-1), peer, rides=ROOM)
+            if is_result:
+                array[...] = received
+            elif is_first:
+                quietly(combine, received, array, out=array)
+            else:
+                quietly(combine, array, received, out=array)
+        if sends and not message.test():
+            yield message

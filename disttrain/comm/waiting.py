@@ -16,14 +16,14 @@ PATIENCE_S = 30.0
 # runs each), and 1.0 times with a sleep after 1 ms (2 runs; 1.4 in a third, on a busy machine).
 YIELD_S = 1e-3
 SLEEP_S = 50e-6
-LOOKS = 20  # looks before that: about 10 us, as long as a short message takes
+SPINS = 20  # looks before that, without giving up the core: about 10 us, in which most short messages come
 
 _LIBRARY = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
 def wait_until(is_done: Callable[[], bool], limit_s: float = float("inf")) -> bool:
     """Return whether `is_done` has come to return True within `limit_s`."""
-    for _ in range(LOOKS):
+    for _ in range(SPINS):
         if is_done():
             return True
     begin = time.monotonic()
@@ -75,9 +75,9 @@ def left_alone(rank: int, peer: int) -> CommError:
     )
 
 
-def caller() -> str:
-    """Return file and line of the call into the library."""
-    frame = sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARY):
+def caller(depth: int = 0) -> str:
+    """Return file and line of the call into the library, whose are at least so many calls between that and this one."""
+    frame = sys._getframe(depth)
+    while (name := frame.f_code.co_filename).startswith(_LIBRARY) and frame.f_back is not None:
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return f"{name}:{frame.f_lineno}"

@@ -127,3 +127,28 @@ def test_a_peer_that_has_ended_is_named_unless_its_message_has_come():
     assert first.tolist() == [1, 1, 1]
     with pytest.raises(CommError, match=r"rank 0 has left the job, .* and rank 1 waits for it in"):
         there._irecv(second, 0, 0).wait()
+
+
+@pytest.mark.parametrize("is_asked_first", [False, True])
+def test_a_message_may_be_shorter_than_asked_for_where_that_is_said(is_asked_first):
+    here, there, _ = two_ranks(1 << 20)
+    into, exact = np.zeros(10, np.uint8), np.zeros(10, np.uint8)
+    requests = []
+    for up_to, array in ((True, into), (False, exact)):
+        if is_asked_first:
+            requests.append(there._irecv(array, 0, int(up_to), up_to=up_to))
+        here._isend(np.ones(4, np.uint8), 1, int(up_to))
+        if not is_asked_first:
+            requests.append(there._irecv(array, 0, int(up_to), up_to=up_to))
+    assert requests[0].test()
+    assert requests[0].test()  # it stays so
+    assert into.tolist() == [1] * 4 + [0] * 6
+    with pytest.raises(CommError, match="has 4 bytes, expected 10"):
+        requests[1].test()
+
+
+def test_a_message_is_never_longer_than_asked_for():
+    here, there, _ = two_ranks(1 << 20)
+    here._isend(np.ones(11, np.uint8), 1, 0)
+    with pytest.raises(CommError, match="has 11 bytes, expected 10"):
+        there._irecv(np.zeros(10, np.uint8), 0, 0, up_to=True).test()
