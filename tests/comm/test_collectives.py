@@ -284,7 +284,7 @@ def test_scratch_memory_is_used_again_and_never_lent_twice():
 
 def test_a_second_all_reduce_allocates_no_buffers():
     def memory(comm):
-        array = np.ones(2_000_000, np.float32)
+        array = np.ones(1_000_000, np.float32)
         comm.all_reduce(array)
         comm.barrier()
         kept = sum(len(buffers) for buffers in comm.scratch._free.values())
