@@ -18,7 +18,11 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[int]:
-    """Catch the signals that a supervisor is sent; yield a descriptor that carries their numbers."""
+    """Catch the signals that a supervisor is sent; yield a descriptor that carries their numbers.
+
+    After one that asks for the end, further ones are ignored when the block is left: the process is about to end as it
+    was asked to, with its own exit code.
+    """
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
         numbers.append(signal.SIGHUP)
@@ -26,12 +30,14 @@ def caught_signals() -> Iterator[int]:
     reader.setblocking(False)
     writer.setblocking(False)
     wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    came: set[int] = set()
+    before = {number: signal.signal(number, lambda number, _: came.add(number)) for number in numbers}
     try:
         yield reader.fileno()
     finally:
+        is_ending = bool(came - {signal.SIGUSR2, signal.SIGCHLD})
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if is_ending and number != signal.SIGCHLD else handler)
         signal.set_wakeup_fd(wakeup)
         reader.close()
         writer.close()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from disttrain import progress
 from disttrain.comm.pending import ROOM, HostArray, Repeated, Request
 from disttrain.comm.waiting import SPINS
 
@@ -32,7 +33,9 @@ class PlainRepeated:
     def start(self) -> None:
         """Start it; what was started before has gone through."""
         if self._sends:
+            before = progress.sends()
             self._request = self._comm._isend(self._memory, self._peer, self._tag)
+            progress.has_sent(before)
         else:
             self._request = self._comm._irecv(self._memory, self._peer, self._tag, up_to=True)
 
