@@ -68,7 +68,7 @@ cluster: env  ## add to .venv what checks the files of cluster/, and check them
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mpi,dev,cluster]'
 	$(BIN)/python -m pytest -v tests/cluster
 
-chaos: env  ## every failure in every phase: each must end in time and be named; about 40 minutes
+chaos: env  ## every failure in every phase: each must end in time and be named; an hour and more
 	$(BIN)/python -m pytest -v -m "long or not long" --ignore=tests/chaos/test_soak.py tests/chaos tests/checkpoint tests/security
 
 soak: env  ## faults of all kinds at random, each minute and then four times a minute; SOAK_S seconds each, else half an hour

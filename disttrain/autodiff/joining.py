@@ -17,11 +17,11 @@ Rule = Callable[..., Joined]
 
 
 def nowhere(_axes: Axes, _made: Any, /, *_given: Any, **_attributes: Any) -> Joined:
-    """Return None: the rule of ops that nobody has said more about."""
+    """Return None: the rule of an op that is to be called for each part."""
     return None
 
 
-def each(*numbers: int, inner: int = 0, added: int = 0) -> Rule:
+def each(*numbers: int, inner: int = 0) -> Rule:
     """Return the rule of an op that treats what stands along some axes of its arguments `numbers` each by itself.
 
     All other arguments must be the same for all parts.
@@ -29,7 +29,6 @@ def each(*numbers: int, inner: int = 0, added: int = 0) -> Rule:
     Args:
         numbers: of arguments that are joined together, along the same axis; one may be missing in a call.
         inner: last axes of the first of them that the op treats together.
-        added: axes of the output before those of the arguments.
     """
 
     def rule(axes: Axes, _made: Any, /, *given: Any, **_attributes: Any) -> Joined:
@@ -40,7 +39,7 @@ def each(*numbers: int, inner: int = 0, added: int = 0) -> Rule:
         assert axis is not None
         if axis >= len(given[numbers[0]].shape) - inner:
             return None
-        return axis + added, tuple(axis if n in numbers and _is_array(a) else None for n, a in enumerate(given))
+        return axis, tuple(axis if n in numbers and _is_array(a) else None for n, a in enumerate(given))
 
     return rule
 
