@@ -232,7 +232,7 @@ class Disturbed:
             self.has_finished = True
             return
         if not self._is_asked:
-            assert "in a row, which a restart does not mend" in self.err[-20_000:], (code, self.err[-20_000:])
+            assert "; a restart does not mend it" in self.err[-20_000:], (code, self.err[-20_000:])
             check_reasons(self.err)
             self.given_up += 1
         elif code not in ASKED:
